@@ -1,0 +1,1 @@
+"""Make deep reinforcement-learning agents small and fast, with proof that they still work."""

@@ -1,0 +1,1 @@
+"""Bridges to RL libraries, one file each. A bridge implements :class:`prunerl.types.Agent`."""

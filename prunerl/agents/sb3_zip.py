@@ -1,0 +1,224 @@
+"""Read a Stable-Baselines3 zip as data: tensors with ``weights_only=True``, settings from its JSON, no pickle."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunerl.agents import inert
+from prunerl.errors import LoadError, TrustError
+
+MAX_JSON = 64 * 2**20
+MAX_TENSORS = 2**31
+
+SERIALIZED = ":serialized:"
+UNSUPPORTED = {
+    "sac": "SAC",
+    "td3": "TD3",
+    "ddpg": "DDPG",
+    "qrdqn": "QR-DQN",
+    "tqc": "TQC",
+    "crossq": "CrossQ",
+    "trpo": "TRPO",
+    "ars": "ARS",
+    "ppo_mask": "MaskablePPO",
+    "ppo_recurrent": "RecurrentPPO",
+    "common.recurrent": "RecurrentPPO",
+    "common.maskable": "MaskablePPO",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a zip holds.
+
+    Attributes:
+        path: Where it was read.
+        algorithm: ``ppo``, ``a2c`` or ``dqn``.
+        data: The JSON settings; what was pickled is a dict with the key ``:serialized:``.
+        tensors: The policy's state dict.
+        optimizer: The optimizer's state dict, or None.
+    """
+
+    path: Path
+    algorithm: str
+    data: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any] | None
+
+
+def read_zip(path: Path, algorithm: str | None = None) -> Contents:
+    """Read a zip without running code from it.
+
+    Args:
+        path: The zip.
+        algorithm: Its algorithm, when known; must agree with what the zip says.
+
+    Raises:
+        LoadError: Not a zip, truncated, not from Stable-Baselines3, of another algorithm, NaN or infinite weights.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            data = json.loads(_entry(archive, path, "data", MAX_JSON))
+            tensors = _torch(_entry(archive, path, "policy.pth", MAX_TENSORS), path, "policy.pth")
+            optimizer = None
+            if "policy.optimizer.pth" in archive.namelist():
+                blob = _entry(archive, path, "policy.optimizer.pth", MAX_TENSORS)
+                optimizer = _torch(blob, path, "policy.optimizer.pth")
+    except FileNotFoundError as error:
+        raise LoadError(f"No file at {path}. Give the path of a Stable-Baselines3 zip.") from error
+    except IsADirectoryError as error:
+        raise LoadError(f"{path} is a folder, not a Stable-Baselines3 zip. Give the zip inside it.") from error
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
+        raise LoadError(f"{path} is not a readable zip ({error}). Save the agent again, or copy it again.") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, LoadError):
+            raise
+        raise LoadError(f"{path}: entry 'data' is not JSON ({error}). Save the agent again.") from error
+    if not isinstance(data, dict):
+        raise LoadError(f"{path}: entry 'data' is not a JSON object. Save the agent again.")
+    _check_tensors(path, tensors)
+    return Contents(path, _algorithm(path, data, tensors, algorithm), data, tensors, optimizer)
+
+
+def _entry(archive: zipfile.ZipFile, path: Path, name: str, limit: int) -> bytes:
+    try:
+        info = archive.getinfo(name)
+    except KeyError as error:
+        raise LoadError(
+            f"{path} has no entry {name!r}, so it is not a Stable-Baselines3 agent. Save one with model.save()."
+        ) from error
+    if info.file_size > limit or info.file_size > 2000 * max(info.compress_size, 64):
+        raise LoadError(f"{path}: entry {name!r} claims {info.file_size:,} bytes; at most {limit:,} are read.")
+    return archive.read(info)
+
+
+def _torch(blob: bytes, path: Path, name: str) -> Any:
+    try:
+        return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the broken file triggers
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LoadError(f"{path}: entry {name!r} does not hold plain tensors ({first}). Save the agent again.") from error
+
+
+def _check_tensors(path: Path, tensors: Any) -> None:
+    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise LoadError(f"{path}: entry 'policy.pth' is not a state dict of tensors. Save the agent again.")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            raise LoadError(
+                f"{path}: tensor {name!r} holds {bad} NaN or infinite values. Take a checkpoint from before training diverged."
+            )
+
+
+def _algorithm(path: Path, data: Mapping[str, Any], tensors: Mapping[str, Tensor], given: str | None) -> str:
+    module = str(_dict(data.get("policy_class")).get("__module__", ""))
+    for part, name in UNSUPPORTED.items():
+        if f".{part}" in module or (part in ("qrdqn",) and "n_quantiles" in data):
+            raise LoadError(f"{path} is a {name} agent; PPO, A2C and DQN are supported so far.")
+    if "exploration_rate" in data and any(k.startswith("q_net.") for k in tensors):
+        found = "dqn"
+    elif "clip_range" in data and "gae_lambda" in data:
+        found = "ppo"
+    elif "gae_lambda" in data and "vf_coef" in data:
+        found = "a2c"
+    else:
+        raise LoadError(f"{path} is not a PPO, A2C or DQN agent (policy class from {module or 'an unknown module'!r}).")
+    if given is not None and given != found:
+        raise LoadError(f"{path} is a {found.upper()} agent, but algorithm {given!r} was asked for. Use --algo {found}.")
+    return found
+
+
+ACTIVATIONS = {
+    name: getattr(nn, name)
+    for name in "ReLU Tanh ELU LeakyReLU SiLU GELU Sigmoid Softplus Mish SELU Hardtanh ReLU6 CELU Softsign Identity".split()
+}
+PLAIN_POLICY_KWARGS = frozenset(
+    "ortho_init log_std_init use_sde full_std use_expln squash_output normalize_images share_features_extractor "
+    "optimizer_kwargs".split()
+)
+INFERRED = frozenset({"net_arch", "device", "sde_net_arch", "features_extractor_kwargs"})
+
+
+def policy_kwargs(contents: Contents) -> dict[str, Any]:
+    """Return the policy's keyword arguments as far as the JSON says them; widths are read off the tensors instead.
+
+    Raises:
+        TrustError: An argument is neither plain nor a known class of PyTorch or Stable-Baselines3.
+    """
+    from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+    classes: dict[str, Mapping[str, Any]] = {
+        "activation_fn": ACTIVATIONS,
+        "optimizer_class": {
+            "RMSpropTFLike": RMSpropTFLike,
+            **{name: getattr(torch.optim, name) for name in ("Adam", "AdamW", "RMSprop", "SGD")},
+        },
+        "features_extractor_class": {"FlattenExtractor": None},
+    }
+    raw = contents.data.get("policy_kwargs") or {}
+    result: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key in (":type:", SERIALIZED) or key in INFERRED:
+            continue
+        if key in classes:
+            name = _class_name(value)
+            if name not in classes[key]:
+                raise _untrusted(contents.path, f"policy_kwargs[{key!r}] = {value}")
+            if classes[key][name] is not None:
+                result[key] = classes[key][name]
+        elif key in PLAIN_POLICY_KWARGS and not (isinstance(value, dict) and SERIALIZED in value):
+            result[key] = value
+        else:
+            raise _untrusted(contents.path, f"policy_kwargs[{key!r}]")
+    return result
+
+
+def schedule(value: Any) -> float | None:
+    """Return the constant behind a learning-rate or clip-range entry, or None when only its pickle knows it."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    text = str(_dict(value).get("value_schedule", ""))
+    match = re.fullmatch(r"ConstantSchedule\(val=([-+.\deE]+)\)", text)
+    return float(match.group(1)) if match else None
+
+
+def vec_normalize(path: Path) -> dict[str, Any]:
+    """Read a ``vecnormalize.pkl`` as data: its settings, and the arrays of ``obs_rms`` and ``ret_rms``."""
+    root = inert.read(path.read_bytes(), str(path))
+    fields = getattr(root, "fields", {})
+    rms = getattr(fields.get("obs_rms"), "fields", None)
+    if not rms or "mean" not in rms:
+        raise LoadError(f"{path} holds no observation statistics of a VecNormalize. Save them with VecNormalize.save().")
+    plain = ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward")
+    result: dict[str, Any] = {key: fields[key] for key in plain if key in fields}
+    for name in ("obs_rms", "ret_rms"):
+        found = getattr(fields.get(name), "fields", {})
+        result[name] = {key: found[key] for key in ("mean", "var", "count") if key in found}
+    return result
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _class_name(value: Any) -> str:
+    match = re.fullmatch(r"<class '([\w.]+)'>", str(value))
+    return match.group(1).rpartition(".")[2] if match else str(value)
+
+
+def _untrusted(path: Path, what: str) -> TrustError:
+    return TrustError(
+        f"{path}: {what} can only be read by running code from the zip. "
+        "If you trust its author, allow that with --trust (trust=True)."
+    )

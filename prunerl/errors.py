@@ -1,0 +1,54 @@
+"""Errors. Each message says what is wrong, where, what was got and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PruneError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class LoadError(PruneError, ValueError):
+    """A file cannot be read as a trained agent."""
+
+
+class TrustError(LoadError):
+    """A file can only be read by running code from it, which was not allowed."""
+
+
+class SpaceError(PruneError, ValueError):
+    """An agent and an environment do not fit each other."""
+
+
+class EnvironmentFailure(PruneError, RuntimeError):
+    """An environment cannot be made, or failed while it was being stepped."""
+
+
+class TraceError(PruneError, NotImplementedError):
+    """A network contains an operator without a rule."""
+
+
+class NameUnknownError(PruneError, ValueError):
+    """A criterion, schedule or another choice is not known by that name."""
+
+
+class BudgetError(PruneError, ValueError):
+    """A sparsity, a tolerance or another amount cannot be met."""
+
+
+class RemovalError(PruneError, ValueError):
+    """A decision cannot be applied, or its result is not what the masked original computes."""
+
+
+class RunError(PruneError, OSError):
+    """A run folder cannot be read, written or continued."""
+
+
+def unknown(kind: str, got: str, choices: Iterable[str]) -> NameUnknownError:
+    """Build the error for a name that is not among ``choices``, with the nearest one."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return NameUnknownError(f"Unknown {kind} {got!r}.{hint} Choose from: {', '.join(names)}.")

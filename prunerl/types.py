@@ -1,0 +1,293 @@
+"""The nouns: frozen data that the stages of the loop pass on to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Decision = Mapping[str, Tensor]
+"""Group name → bool tensor of shape (units,), True = keep."""
+
+Scores = Mapping[str, Tensor]
+"""Group name → float tensor of shape (units,), high = keep."""
+
+Masks = Mapping[str, Tensor]
+"""Parameter name → bool tensor of the parameter's shape, True = keep."""
+
+Structure = Literal["units", "weights", "layers"]
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The part of one tensor that belongs to the units of a group.
+
+    Attributes:
+        tensor: Name of a parameter or buffer.
+        dim: The dimension that is cut, or None when single entries of the flat tensor are meant.
+        index: Shape (units, k): the k rows (or entries) along ``dim`` that each unit owns.
+    """
+
+    tensor: str
+    dim: int | None
+    index: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that can be removed one by one; what a unit owns lives and dies together."""
+
+    name: str
+    units: int
+    slices: tuple[Slice, ...]
+    structure: Structure = "units"
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{s.tensor}[dim {s.dim}]" for s in self.slices)
+        return f"{self.name}: {self.units} {self.structure} ({where})"
+
+
+@dataclass(frozen=True)
+class Tie:
+    """One dimension of ``target`` that follows one dimension of ``source``.
+
+    Target networks follow the online network, and the exploration noise of gSDE follows the last hidden layer.
+    """
+
+    source: str
+    source_dim: int
+    target: str
+    target_dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that surgery touches.
+
+    Attributes:
+        tensors: Every parameter and buffer of the agent's networks by name.
+        moments: Parameter name → the optimizer's tensors for it (such as Adam's ``exp_avg``).
+        masks: Single weights that are held at zero, for parameters that have any.
+    """
+
+    tensors: Mapping[str, Tensor]
+    moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    masks: Masks = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """How to make the environment: a Gymnasium id, its keyword arguments and wrappers (``module:Class``)."""
+
+    id: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Normalizer:
+    """Observation statistics: ``clip((obs − mean) / sqrt(var + epsilon), ±clip)``, shapes as the observation."""
+
+    mean: FloatArray
+    var: FloatArray
+    epsilon: float = 1e-8
+    clip: float = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What the output of a policy network means.
+
+    Attributes:
+        kind: ``categorical`` (logits, ``sizes`` of each choice), ``q_values``, ``bernoulli`` (logits) or
+            ``gaussian`` (the mean of the action).
+        sizes: Number of choices of each categorical part; empty otherwise.
+        low, high: Bounds of the action, shape (actions,), for ``gaussian``.
+        std: Standard deviation of the action, shape (actions,), for ``gaussian``.
+        squashed: The mean passes a tanh before it is scaled to the bounds.
+        shape: Shape of one action in the environment.
+        start: First value of a discrete action.
+    """
+
+    kind: Literal["categorical", "q_values", "bernoulli", "gaussian"]
+    sizes: tuple[int, ...] = ()
+    low: FloatArray | None = None
+    high: FloatArray | None = None
+    std: FloatArray | None = None
+    squashed: bool = False
+    shape: tuple[int, ...] = ()
+    start: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """What is deployed: raw observation → normalizer → network → head → action.
+
+    ``network`` maps a batch of (normalised) observations to the head's input; its parameters carry the same
+    names as in ``State.tensors``.
+    """
+
+    network: nn.Module
+    head: Head
+    observation_shape: tuple[int, ...]
+    normalizer: Normalizer | None = None
+
+
+class Agent(Protocol):
+    """The only bridge to an RL library. Implementations are immutable: each change gives another agent."""
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm, such as ``ppo``."""
+
+    @property
+    def env(self) -> EnvSpec:
+        """The environment that the agent acts in."""
+
+    @property
+    def policy(self) -> Policy:
+        """What is deployed: the network that acts, with its pre- and postprocessing."""
+
+    @property
+    def state(self) -> State:
+        """Every parameter, buffer, optimizer moment and mask."""
+
+    @property
+    def ties(self) -> tuple[Tie, ...]:
+        """What follows the policy's parameters when they are cut."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader of a report should know of how the agent was read."""
+
+    def with_state(self, state: State) -> Agent:
+        """Return the same agent with other tensors; widths and depth are read off their shapes."""
+
+    def learn(self, steps: int, *, seed: int) -> Agent:
+        """Return the agent after ``steps`` more environment steps of its own training; masks hold."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a file that the agent's own library loads."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Returns of the pruned and the dense agent on the same seeds, and what follows from them.
+
+    Attributes:
+        dense, pruned: Return of each episode, paired by seed.
+        seeds: First seed and number of episodes.
+        random: Mean return of the random policy: 0 on the normalised scale (the dense agent's mean is 1).
+        normalized: Normalised mean return of the pruned agent.
+        iqm: Normalised interquartile mean of the pruned agent.
+        interval: Bootstrap interval of the mean paired difference, normalised.
+        confidence: Level of the interval.
+        tolerance: The pruned agent passes when ``interval[0] > -tolerance``.
+        satisfied: Whether it passes.
+    """
+
+    dense: tuple[float, ...]
+    pruned: tuple[float, ...]
+    seeds: tuple[int, int]
+    random: float
+    normalized: float
+    iqm: float
+    interval: tuple[float, float]
+    confidence: float
+    tolerance: float
+    satisfied: bool
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a policy: what is stored and what one decision costs.
+
+    Attributes:
+        parameters: Numbers stored for the network that acts.
+        nonzeros: Those that are not zero.
+        macs: Multiply–accumulates of one decision.
+        units: Width of each hidden layer.
+    """
+
+    parameters: int
+    nonzeros: int
+    macs: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One judged version of a pruned agent within a round: as cut, or after one repair."""
+
+    name: str
+    divergence: float
+    verdict: Verdict
+    seconds: float
+    env_steps: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass of the loop: what was decided, what it left, and how each stage of its repair was judged."""
+
+    index: int
+    structure: Structure
+    criterion: str
+    target: float
+    size: Size
+    kept: Mapping[str, tuple[int, int]]
+    stages: tuple[Stage, ...]
+    best: int
+    satisfied: bool
+    seconds: float
+    env_steps: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One agent of the comparison table.
+
+    Attributes:
+        name: ``dense``, ``pruned`` or the name of a baseline.
+        size: Size of the policy network.
+        total_parameters: Parameters of the whole agent, critics and targets included.
+        bytes: Size of the saved agent on disk.
+        latency: 5 %, 50 % and 95 % quantile of one decision at batch 1, in microseconds.
+        verdict: Judged on the confirmation seeds.
+        seconds, env_steps: What it took to make it.
+    """
+
+    name: str
+    size: Size
+    total_parameters: int
+    bytes: int
+    latency: tuple[float, float, float]
+    verdict: Verdict
+    seconds: float
+    env_steps: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is needed to draw the table again. See ``docs/report.md`` for the file's schema."""
+
+    agent: str
+    algorithm: str
+    env: EnvSpec
+    settings: Mapping[str, Any]
+    dense: Row
+    pruned: Row
+    baselines: tuple[Row, ...]
+    rounds: tuple[Round, ...]
+    kept_whole: Mapping[str, str]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+    command: str
+    seconds: float
+    env_steps: int
