@@ -273,7 +273,9 @@ class _Rules:
             self.owns[self._find(reads)].append((name, 0 if transposed else 1))
         made = name.rpartition(".")[0] or name
         if made in self.owns or made in self.parent:
-            raise TraceError(f"Layer {made!r} is used twice in one pass, which has no rule. Give each use its own layer.")
+            raise TraceError(
+                f"Layer {made!r} is used twice in one pass, which has no rule. Give each use its own layer."
+            )
         self.owns[made] = [(name, 1 if transposed else 0)]
         self.parent[made] = made
         bias_name = None if bias is None else self.parameter[bias]

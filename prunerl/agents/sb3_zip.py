@@ -107,7 +107,9 @@ def _torch(blob: bytes, path: Path, name: str) -> Any:
         return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the broken file triggers
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LoadError(f"{path}: entry {name!r} does not hold plain tensors ({first}). Save the agent again.") from error
+        raise LoadError(
+            f"{path}: entry {name!r} does not hold plain tensors ({first}). Save the agent again."
+        ) from error
 
 
 def _check_tensors(path: Path, tensors: Any) -> None:
@@ -135,7 +137,9 @@ def _algorithm(path: Path, data: Mapping[str, Any], tensors: Mapping[str, Tensor
     else:
         raise LoadError(f"{path} is not a PPO, A2C or DQN agent (policy class from {module or 'an unknown module'!r}).")
     if given is not None and given != found:
-        raise LoadError(f"{path} is a {found.upper()} agent, but algorithm {given!r} was asked for. Use --algo {found}.")
+        raise LoadError(
+            f"{path} is a {found.upper()} agent, but algorithm {given!r} was asked for. Use --algo {found}."
+        )
     return found
 
 
@@ -199,7 +203,9 @@ def vec_normalize(path: Path) -> dict[str, Any]:
     fields = getattr(root, "fields", {})
     rms = getattr(fields.get("obs_rms"), "fields", None)
     if not rms or "mean" not in rms:
-        raise LoadError(f"{path} holds no observation statistics of a VecNormalize. Save them with VecNormalize.save().")
+        raise LoadError(
+            f"{path} holds no observation statistics of a VecNormalize. Save them with VecNormalize.save()."
+        )
     plain = ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward")
     result: dict[str, Any] = {key: fields[key] for key in plain if key in fields}
     for name in ("obs_rms", "ret_rms"):

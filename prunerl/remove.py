@@ -1,0 +1,260 @@
+"""Remove what a decision gives up: from parameters, optimizer moments, masks and target networks alike.
+
+Everything is validated first and a new state is returned; the old one is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from prunerl import decide, masks
+from prunerl.errors import RemovalError
+from prunerl.trace import Layer, Trace, activity, forward, matrix, unit_groups
+from prunerl.types import Decision, Group, State, Tie
+
+TOLERANCE = 1e-4
+"""Largest difference to the masked original, relative to the largest output."""
+
+
+def remove(
+    traced: Trace,
+    state: State,
+    groups: Sequence[Group],
+    decision: Decision,
+    *,
+    ties: Sequence[Tie],
+    observations: Tensor,
+) -> State:
+    """Apply a decision on units, single weights or layers, and check the result against the masked original.
+
+    Units are cut out by ``index_select``. Single weights are set to zero and held there by a mask; units that die
+    by it are folded away exactly. A layer is dropped by composing its neighbours, with its activation replaced by
+    the line that fits it best on the observations.
+
+    Args:
+        traced: Trace of the network at its present depth.
+        state: The agent's tensors.
+        groups: The groups decided on, all of one structure.
+        decision: Group name → keep mask.
+        ties: What follows the network's tensors.
+        observations: Visited states, the network's inputs, on which the check is made.
+
+    Raises:
+        RemovalError: The decision does not fit the groups, or the result is not what the masked original computes.
+        BudgetError: A group would be emptied.
+    """
+    _validate(state, groups, decision)
+    decide.check(groups, decision)
+    if all(bool(keep.all()) for keep in decision.values()):
+        return state
+    structure = groups[0].structure
+    if structure == "layers":
+        dropped = [g.name for g in groups if g.name in decision and not bool(decision[g.name].all())]
+        for name in dropped:
+            state = compose(traced, state, name, ties=ties, observations=observations)
+        return state
+    if structure == "weights":
+        masked = _mask_weights(state, groups, decision, ties)
+        return fold_dead(traced, masked, ties=ties, observations=observations)
+    smaller = cut(state, groups, decision, ties)
+    _compare(traced, zeroed(state, groups, decision), smaller.tensors, observations)
+    return smaller
+
+
+def cut(state: State, groups: Sequence[Group], decision: Decision, ties: Sequence[Tie]) -> State:
+    """Cut units out of every tensor that they own, and out of what follows it."""
+    selections: dict[str, dict[int, Tensor]] = {}
+    for group in groups:
+        if group.name in decision:
+            for part in group.slices:
+                assert part.dim is not None  # only groups of units come here
+                rows = part.index[decision[group.name]].flatten()
+                selections.setdefault(part.tensor, {})[part.dim] = rows
+    for tie in ties:
+        rows_of = selections.get(tie.source, {})
+        if tie.source_dim in rows_of:
+            selections.setdefault(tie.target, {})[tie.target_dim] = rows_of[tie.source_dim]
+
+    def select(name: str, tensor: Tensor) -> Tensor:
+        for dim, rows in selections.get(name, {}).items():
+            tensor = tensor.index_select(dim, rows)
+        return tensor
+
+    def select_moments(name: str, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        shape = state.tensors[name].shape
+        return {key: select(name, m) if m.shape == shape else m for key, m in moments.items()}
+
+    return State(
+        {n: select(n, t) for n, t in state.tensors.items()},
+        {n: select_moments(n, m) for n, m in state.moments.items()},
+        {n: select(n, m) for n, m in state.masks.items()},
+    )
+
+
+def zeroed(state: State, groups: Sequence[Group], decision: Decision) -> dict[str, Tensor]:
+    """Return the tensors at full size with everything that the decision gives up set to zero."""
+    tensors = dict(state.tensors)
+    for group in groups:
+        for part in group.slices if group.name in decision else ():
+            rows = part.index[~decision[group.name]].flatten()
+            tensor = tensors[part.tensor].clone()
+            view, dim = (tensor.view(-1), 0) if part.dim is None else (tensor, part.dim)
+            tensors[part.tensor] = view.index_fill_(dim, rows, 0.0).view_as(tensor)
+    return tensors
+
+
+def compose(traced: Trace, state: State, name: str, *, ties: Sequence[Tie], observations: Tensor) -> State:
+    """Drop hidden layer ``name``: its reader takes the layer's inputs instead.
+
+    With W₁, b₁ of the layer, W₂, b₂ of its reader and the activation a(z) ≈ s∘z + c fitted by least squares on the
+    observations, the reader becomes W₂ diag(s) W₁ and W₂(s∘b₁ + c) + b₂.
+    """
+    layer = next(entry for entry in traced.layers if entry.name == name)
+    reader = next(entry for entry in traced.layers if entry.reads == layer.makes)
+    tensors, moments, held = dict(state.tensors), dict(state.moments), dict(state.masks)
+    for names in replicas(state, ties):
+        own = {n: state.tensors[names.get(n, n)] for n in traced.parameters}
+        seen = activity(traced, own, observations)
+        slope, offset = _line(seen.outputs[layer.name], seen.inputs[reader.name])
+        first, second = matrix(layer, own), matrix(reader, own)
+        weight = (second * slope) @ first
+        shift = second @ (slope * own[layer.bias] + offset if layer.bias else offset)
+        target, bias = names.get(reader.weight, reader.weight), reader.bias
+        tensors[target] = weight.T.contiguous() if reader.transposed else weight
+        if bias is not None:
+            tensors[names.get(bias, bias)] = own[bias] + shift
+        elif bool((shift.abs() > 0).any()):
+            raise RemovalError(f"Layer {reader.name!r} has no bias to take the constant of {name!r}. Keep that layer.")
+        for gone in (layer.weight, layer.bias):
+            if gone is not None:
+                tensors.pop(names.get(gone, gone))
+                moments.pop(names.get(gone, gone), None)
+                held.pop(names.get(gone, gone), None)
+        moments.pop(target, None)
+        held.pop(target, None)
+    return State(tensors, moments, held)
+
+
+def fold_dead(traced: Trace, state: State, *, ties: Sequence[Tie], observations: Tensor) -> State:
+    """Remove units that no longer do anything, exactly.
+
+    A unit without incoming weights is the constant a(b): it is added to its readers' biases. A unit without
+    outgoing weights vanishes. One unit of each layer stays, since a layer cannot be empty.
+    """
+    while True:
+        groups = unit_groups(traced, state.tensors)
+        decision = {g.name: ~_dead(traced, state, g) for g in groups}
+        for name, keep in decision.items():
+            if not bool(keep.any()):
+                decision[name] = torch.arange(len(keep)) == 0
+        if all(bool(keep.all()) for keep in decision.values()):
+            return state
+        before = {n: state.tensors[n] for n in traced.parameters}
+        folded = _fold_constants(traced, state, decision, ties, observations)
+        state = cut(folded, groups, decision, ties)
+        _compare(traced, before, state.tensors, observations)
+
+
+def replicas(state: State, ties: Sequence[Tie]) -> list[dict[str, str]]:
+    """Return the name maps of the network itself (empty) and of each whole copy of it, such as a target network."""
+    copies: dict[str, str] = {}
+    for tie in ties:
+        same = tie.source_dim == tie.target_dim and state.tensors[tie.source].shape == state.tensors[tie.target].shape
+        if same and tie.source != tie.target:
+            copies[tie.source] = tie.target
+    return [{}, copies] if copies else [{}]
+
+
+def follow(state: State, ties: Sequence[Tie]) -> State:
+    """Copy the network's tensors to the copies of it that are tied to it, as after a repair."""
+    copies = replicas(state, ties)[-1]
+    synced = {target: state.tensors[source].clone() for source, target in copies.items()}
+    return replace(state, tensors={**state.tensors, **synced})
+
+
+def _validate(state: State, groups: Sequence[Group], decision: Decision) -> None:
+    known = {group.name: group for group in groups}
+    for name, keep in decision.items():
+        if name not in known:
+            raise RemovalError(f"Group {name!r} is not among {sorted(known)}. Decide on the groups of this agent's trace.")
+        if keep.dtype != torch.bool or keep.shape != (known[name].units,):
+            raise RemovalError(
+                f"Group {name!r} needs a bool mask of shape ({known[name].units},), "
+                f"got {keep.dtype} of shape {tuple(keep.shape)}."
+            )
+        for part in known[name].slices:
+            if part.tensor not in state.tensors:
+                raise RemovalError(f"Group {name!r} owns tensor {part.tensor!r}, which the agent does not have.")
+
+
+def _mask_weights(state: State, groups: Sequence[Group], decision: Decision, ties: Sequence[Tie]) -> State:
+    held = dict(state.masks)
+    copies = replicas(state, ties)[-1]
+    for group in groups:
+        if group.name in decision:
+            tensor = state.tensors[group.name]
+            keep = decision[group.name].view(tensor.shape) & held.get(group.name, torch.ones_like(tensor, dtype=torch.bool))
+            held[group.name] = keep
+            if group.name in copies:
+                held[copies[group.name]] = keep
+    moments = {
+        n: {k: m * held[n] if n in held and m.shape == held[n].shape else m for k, m in entries.items()}
+        for n, entries in state.moments.items()
+    }
+    return State(masks.apply(state.tensors, held), moments, held)
+
+
+def _dead(traced: Trace, state: State, group: Group) -> Tensor:
+    makers = [layer for layer in traced.layers if layer.makes == group.name]
+    readers = [layer for layer in traced.layers if layer.reads == group.name]
+    silent = torch.stack([(matrix(layer, state.tensors) == 0).all(dim=1) for layer in makers]).all(dim=0)
+    unread = torch.stack([(matrix(layer, state.tensors) == 0).all(dim=0) for layer in readers]).all(dim=0)
+    if any(layer.bias is None for layer in readers):
+        silent = torch.zeros_like(silent)
+    return silent | unread
+
+
+def _fold_constants(
+    traced: Trace, state: State, decision: Decision, ties: Sequence[Tie], observations: Tensor
+) -> State:
+    tensors = dict(state.tensors)
+    for names in replicas(state, ties):
+        own = {n: state.tensors[names.get(n, n)] for n in traced.parameters}
+        seen = activity(traced, own, observations)
+        for reader in traced.layers:
+            if reader.reads is None or reader.bias is None:
+                continue
+            constant = seen.inputs[reader.name][0] * ~decision[reader.reads]
+            bias = names.get(reader.bias, reader.bias)
+            tensors[bias] = tensors[bias] + matrix(reader, own) @ constant
+    return replace(state, tensors=tensors)
+
+
+def _line(pre: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit post ≈ slope · pre + offset for each unit."""
+    centred = pre - pre.mean(dim=0)
+    variance = centred.square().mean(dim=0)
+    slope = (centred * post).mean(dim=0) / variance.clamp_min(1e-12)
+    slope = torch.where(variance > 1e-12, slope, torch.zeros_like(slope))
+    return slope, post.mean(dim=0) - slope * pre.mean(dim=0)
+
+
+def _compare(traced: Trace, masked: Mapping[str, Tensor], smaller: Mapping[str, Tensor], observations: Tensor) -> None:
+    with torch.no_grad():
+        expected, got = forward(traced, masked, observations), forward(traced, smaller, observations)
+    worst = float((expected - got).abs().max())
+    allowed = TOLERANCE * (1.0 + float(expected.abs().max()))
+    if not worst <= allowed:
+        raise RemovalError(
+            f"The smaller network differs from the masked original by {worst:.3g} on visited states (at most "
+            f"{allowed:.3g} is rounding). Nothing was changed; please report the network's architecture."
+        )
+
+
+def layer_order(before: Trace, dropped: Sequence[str]) -> tuple[Layer, ...]:
+    """Return the layers that are left of a trace once some are dropped, in order."""
+    return tuple(layer for layer in before.layers if layer.name not in dropped)

@@ -1,0 +1,180 @@
+"""Play episodes, several at once, in worker processes where that helps. Equal seeds give equal episodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prunerl import environments, heads
+from prunerl.errors import EnvironmentFailure
+from prunerl.types import EnvSpec, Policy
+
+LANES = 16
+"""Environments that one process steps side by side; each forward pass takes them all, idle ones included, so that
+an episode does not depend on which others are running."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """Episodes that were played to their end.
+
+    Attributes:
+        returns: Undiscounted return of each episode, in the order of the seeds.
+        steps: Environment steps taken, all episodes together.
+        observations: Raw observations, shape (steps, *observation), in the order of the seeds; empty unless recorded.
+    """
+
+    returns: tuple[float, ...]
+    steps: int
+    observations: NDArray[Any]
+
+
+def rollout(
+    policy: Policy | None, env: EnvSpec, seeds: Sequence[int], *, record: bool = False, workers: int | None = None
+) -> Rollout:
+    """Play one episode a seed with deterministic actions, or with random ones when ``policy`` is None.
+
+    Args:
+        policy: What acts; None for the uniformly random policy.
+        env: Where.
+        seeds: Seed of each episode's reset.
+        record: Keep the observations.
+        workers: Processes; by default one a core. The result does not depend on it.
+
+    Raises:
+        EnvironmentFailure: The environment cannot be made, or fails in the middle of an episode.
+    """
+    count = min(workers or cores(), max(1, len(seeds) // 4))
+    job = _Job(policy, _with_registration(env), tuple(seeds), record)
+    if count == 1:
+        return _play(job)
+    shards = [replace(job, seeds=job.seeds[i::count]) for i in range(count)]
+    try:
+        parts = list(_executor(workers or cores()).map(_play, shards))
+    except EnvironmentFailure:
+        raise
+    except Exception:  # what cannot be sent to another process is played in this one
+        return _play(job)
+    return _merged(parts, count)
+
+
+def warm_up() -> None:
+    """Start the worker processes in the background, so that they are there when they are needed."""
+    if cores() > 1:
+        _executor(cores()).submit(_ready)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    policy: Policy | None
+    env: tuple[EnvSpec, Any]
+    seeds: tuple[int, ...]
+    record: bool
+
+
+_POOL: dict[tuple[str, int], gym.Env[Any, Any]] = {}
+
+
+def _executor(workers: int) -> Executor:
+    from loky import get_reusable_executor
+
+    return get_reusable_executor(max_workers=workers, timeout=600, initializer=_initialize)  # type: ignore[no-any-return]
+
+
+def _initialize() -> None:
+    torch.set_num_threads(1)
+
+
+def _ready() -> None:
+    import stable_baselines3  # noqa: F401  imported here so that the first job finds it
+
+
+def _with_registration(env: EnvSpec) -> tuple[EnvSpec, Any]:
+    """Pair the environment with its registration, which workers lack when the user's script made it."""
+    try:
+        return env, gym.spec(env.id)
+    except gym.error.Error:
+        return env, None
+
+
+def _lane(env: tuple[EnvSpec, Any], index: int) -> gym.Env[Any, Any]:
+    spec, registration = env
+    if registration is not None and spec.id not in gym.registry:
+        gym.registry[spec.id] = registration
+    key = (repr(spec), index)
+    if key not in _POOL:
+        for stale in [k for k in _POOL if k[0] != key[0]]:
+            _POOL.pop(stale).close()
+        _POOL[key] = environments.make(spec)
+    return _POOL[key]
+
+
+def _play(job: _Job) -> Rollout:
+    lanes = [_lane(job.env, i) for i in range(min(LANES, len(job.seeds)))]
+    waiting = list(enumerate(job.seeds))[::-1]
+    returns = [0.0] * len(job.seeds)
+    seen: list[list[NDArray[Any]]] = [[] for _ in job.seeds]
+    running: dict[int, int] = {}
+    batch: NDArray[Any] | None = None
+    steps = 0
+    try:
+        while waiting or running:
+            for i in range(len(lanes)):
+                if i not in running and waiting:
+                    running[i], seed = waiting.pop()
+                    observation = _reset(lanes[i], seed)
+                    if batch is None:
+                        batch = np.stack([observation] * LANES)
+                    batch[i] = observation
+            assert batch is not None  # at least one lane was reset
+            chosen = None if job.policy is None else heads.act(job.policy, batch)
+            for i, episode in list(running.items()):
+                if job.record:
+                    seen[episode].append(batch[i].copy())
+                action = lanes[i].action_space.sample() if chosen is None else chosen[i]
+                observation, reward, terminated, truncated, _ = lanes[i].step(action)
+                returns[episode] += float(reward)
+                batch[i] = observation
+                steps += 1
+                if terminated or truncated:
+                    del running[i]
+    except Exception as error:  # a third party's environment can raise anything
+        for key in list(_POOL):
+            del _POOL[key]
+        raise EnvironmentFailure(
+            f"Environment {job.env[0].id!r} failed after {steps} steps: {type(error).__name__}: {error}. "
+            "Nothing was lost; mend the environment and run the same command again."
+        ) from error
+    if not all(np.isfinite(returns)):
+        bad = job.seeds[int(np.flatnonzero(~np.isfinite(returns))[0])]
+        raise EnvironmentFailure(f"Environment {job.env[0].id!r} gave a reward that is not finite (seed {bad}). Mend it.")
+    flat = [o for episode in seen for o in episode]
+    return Rollout(tuple(returns), steps, np.stack(flat) if flat else np.empty(0))
+
+
+def _reset(env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
+    observation, _ = env.reset(seed=seed)
+    env.action_space.seed(seed)
+    return np.asarray(observation)
+
+
+def _merged(parts: Sequence[Rollout], count: int) -> Rollout:
+    returns = [0.0] * sum(len(p.returns) for p in parts)
+    for i, part in enumerate(parts):
+        returns[i::count] = part.returns
+    recorded = [p.observations for p in parts if p.observations.size]
+    observations = np.concatenate(recorded) if recorded else np.empty(0)
+    return Rollout(tuple(returns), sum(p.steps for p in parts), observations)
