@@ -1,1 +1,14 @@
 """Make deep reinforcement-learning agents small and fast, with proof that they still work."""
+
+from __future__ import annotations
+
+from prunerl.evaluate import compare as compare
+from prunerl.evaluate import evaluate as evaluate
+from prunerl.load import load as load
+from prunerl.loop import Result as Result
+from prunerl.loop import prune as prune
+from prunerl.types import Agent as Agent
+from prunerl.types import EnvSpec as EnvSpec
+
+__all__ = ["Agent", "EnvSpec", "Result", "compare", "evaluate", "load", "prune"]
+__version__ = "0.1.0"

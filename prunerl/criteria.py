@@ -281,8 +281,12 @@ def _total(group: Group, entries: Mapping[str, Tensor]) -> Tensor:
     for own in group.slices:
         if own.tensor in entries:
             tensor = entries[own.tensor].detach().double()
-            rows = tensor.reshape(-1, 1) if own.dim is None else tensor.movedim(own.dim, 0).flatten(1)
-            total += rows.sum(1)[own.index].sum(1)
+            rows = (
+                tensor.flatten()
+                if own.dim is None
+                else tensor.movedim(own.dim, 0).reshape(tensor.shape[own.dim], -1).sum(1)
+            )
+            total += rows[own.index].sum(1)
     return total
 
 

@@ -258,3 +258,16 @@ def _compare(traced: Trace, masked: Mapping[str, Tensor], smaller: Mapping[str, 
 def layer_order(before: Trace, dropped: Sequence[str]) -> tuple[Layer, ...]:
     """Return the layers that are left of a trace once some are dropped, in order."""
     return tuple(layer for layer in before.layers if layer.name not in dropped)
+
+
+def unexplained(traced: Trace, tensors: Mapping[str, Tensor], name: str, observations: Tensor) -> float:
+    """Return how badly layer ``name`` can be replaced by a line: the share of its reader's variance that a linear
+    map of the layer's inputs leaves unexplained. 0: it can be dropped without a trace."""
+    layer = next(entry for entry in traced.layers if entry.name == name)
+    reader = next(entry for entry in traced.layers if entry.reads == layer.makes)
+    seen = activity(traced, tensors, observations)
+    inputs = torch.nn.functional.pad(seen.inputs[layer.name].double(), (0, 1), value=1.0)
+    wanted = seen.outputs[reader.name].double()
+    residual = wanted - inputs @ torch.linalg.lstsq(inputs, wanted, driver="gelsd").solution
+    total = (wanted - wanted.mean(dim=0)).square().sum()
+    return float(residual.square().sum() / total.clamp_min(1e-12))

@@ -294,8 +294,10 @@ class _Rules:
         for other in labelled[1:]:
             self._join(first, self._find(self.units[other]))
         for vector in vectors:
-            if _shape(vector) and _shape(vector)[-1] > 1 or _shape(labelled[0])[-1] == 1:
-                self.owns[first].append((self.parameter[vector], len(_shape(vector)) - 1))
+            pair = (self.parameter[vector], len(_shape(vector)) - 1)
+            spans = bool(_shape(vector)) and (_shape(vector)[-1] > 1 or _shape(labelled[0])[-1] == 1)
+            if spans and pair not in self.owns[first]:
+                self.owns[first].append(pair)
         self.units[node] = first
 
     def _find(self, name: str) -> str:

@@ -271,7 +271,7 @@ def test_sensitivity_ablates_on_states_spread_over_all(dead: VisitedEvidence) ->
 
 def test_find_takes_dashes_and_names_the_nearest() -> None:
     assert criteria.find("activation-softplus") is criteria.activation_softplus
-    with pytest.raises(NameUnknownError, match="Unknown criterion 'magnitud'. Did you mean 'magnitude'"):
+    with pytest.raises(NameUnknownError, match=r"Unknown criterion 'magnitud'\. Did you mean 'magnitude'"):
         criteria.find("magnitud")
     with pytest.raises(NameUnknownError):
         criteria.find("find")

@@ -31,7 +31,7 @@ def to_json(report: Report) -> str:
     Raises:
         RunError: A number is NaN or infinite, or a value has no counterpart in JSON.
     """
-    body = {"schema": SCHEMA, **_plain(report, "")}
+    body = {"schema": SCHEMA, **plain(report, "")}
     body["verdict"] = body["pruned"]["verdict"]
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
     # Hundreds of returns with a line each hide the rest. A line break is never part of a JSON string, so this is safe.
@@ -55,13 +55,14 @@ def from_json(text: str) -> Report:
             f"The report has schema {body['schema']!r}, this version of the package reads {SCHEMA}. "
             "Read it with the version that wrote it, which it names under 'versions'."
         )
-    report: Report = _read(Report, body, "")
+    report: Report = read(Report, body, "")
     if body.get("verdict") != body["pruned"]["verdict"]:
         raise RunError(f"The report contradicts itself: 'verdict' is not 'pruned.verdict'. {_MEND}")
     return report
 
 
-def _plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str = "") -> Any:
+    """Return a record (or what it holds) as JSON types; ``where`` names it in errors."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -71,9 +72,9 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple | list):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, Mapping):
-        return {_key(key, where): _plain(item, _join(where, str(key))) for key, item in value.items()}
+        return {_key(key, where): plain(item, _join(where, str(key))) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain_record(value, where)
     raise RunError(
@@ -83,14 +84,14 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _plain_record(record: Any, where: str) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
+    body: dict[str, Any] = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if isinstance(value, Size):
-            plain.update(_plain_record(value, where))
+            body.update(_plain_record(value, where))
         else:
-            plain[field.name] = _plain(value, _join(where, field.name))
-    return plain
+            body[field.name] = plain(value, _join(where, field.name))
+    return body
 
 
 def _key(key: object, where: str) -> str:
@@ -100,7 +101,8 @@ def _key(key: object, where: str) -> str:
     return key
 
 
-def _read(hint: Any, value: Any, where: str) -> Any:
+def read(hint: Any, value: Any, where: str = "") -> Any:
+    """Return the value of type ``hint`` that :func:`plain` turned into JSON types."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _read_record(hint, value, where)
@@ -108,7 +110,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return _read_tuple(arguments, value, where)
     if origin is Mapping:
         _expect(isinstance(value, dict), "an object", value, where)
-        return {key: _read(arguments[1], item, _join(where, key)) for key, item in value.items()}
+        return {key: read(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if origin is Literal:
         _expect(value in arguments, f"one of {', '.join(arguments)}", value, where)
         return value
@@ -124,7 +126,7 @@ def _read_record(record: Any, value: Any, where: str) -> Any:
             continue
         if name not in value:
             raise RunError(f"The report has no key {_join(where, name)!r}. {_MEND}")
-        found[name] = _read(hint, value[name], _join(where, name))
+        found[name] = read(hint, value[name], _join(where, name))
     return record(**found)
 
 
@@ -132,7 +134,7 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any
     _expect(isinstance(value, list), "an array", value, where)
     hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
     _expect(len(value) == len(hints), f"an array of {len(hints)}", value, where)
-    return tuple(_read(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(hints, value, strict=True)))
+    return tuple(read(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(hints, value, strict=True)))
 
 
 def _read_scalar(hint: type, value: Any, where: str) -> Any:

@@ -1,0 +1,331 @@
+"""One round of the loop: score, decide, remove, repair, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunerl import criteria, heads
+from prunerl.cost import size, stored
+from prunerl.evaluate import Yardstick, judge, seeds
+from prunerl.evidence import VisitedEvidence
+from prunerl.remove import follow, layer_order, remove
+from prunerl.repair.distill import Lessons, calibrate, distill, divergences
+from prunerl.repair.least_squares import least_squares
+from prunerl.rollout import rollout
+from prunerl.trace import Trace, activity, forward, groups, trace
+from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure, Verdict
+
+REPAIRS = ("least_squares", "distill", "finetune")
+STUDENTS = 4
+LARGE = 20_000
+"""Networks of more parameters than this are repaired as one student, not as several."""
+SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 24_000
+ITERATIONS = 6
+UPDATES = 600
+EPISODES_EACH = 6
+VISITS = 6_000
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What stays the same through a run."""
+
+    dense: Agent
+    traced: Trace
+    yard: Yardstick
+    criterion: str
+    repair: tuple[str, ...]
+    finetune_steps: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Where the search stands: an agent, its trace, and the states visited so far (inputs of the network)."""
+
+    agent: Agent
+    traced: Trace
+    visited: Tensor
+
+
+Decide = Callable[[Sequence[Group], Scores], Decision]
+
+
+def attempt(
+    task: Task, candidate: Candidate, structure: Structure, decide: Decide, *, index: int, target: float
+) -> tuple[Round, Candidate]:
+    """Make a smaller agent and judge it after every stage of its repair.
+
+    Args:
+        task: The run.
+        candidate: What to cut.
+        structure: Units, single weights or layers.
+        decide: Turns groups and scores into a decision.
+        index: Number of the round; all its randomness follows from it and the run's seed.
+        target: What the decision aimed at, for the report.
+
+    Returns:
+        The round's record and the candidate it made, whether it passed or not.
+    """
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(task.seed * 1_000_003 + index)
+    agent, state = candidate.agent, candidate.agent.state
+    units = groups(candidate.traced, state, structure)
+    evidence = VisitedEvidence(
+        candidate.traced, state, agent.policy.head, lambda: _some(candidate.visited, SCORED, generator), generator
+    )
+    scores = _hold_masked(criteria.find(task.criterion)(evidence, units), state, structure)
+    decision = decide(units, scores)
+    decisions = [decision, *_alternatives(decision, scores, structure, generator)]
+    checked = _some(candidate.visited, CHECKED, generator)
+    cuts = [
+        remove(candidate.traced, state, units, d, ties=agent.ties, observations=checked) for d in decisions
+    ]
+    agents = [agent.with_state(cut) for cut in cuts]
+    depth_changed = structure == "layers"
+    traced = trace(agents[0].policy.network, checked[:3]) if depth_changed else candidate.traced
+    if size(traced, agents[0].state.tensors).parameters > LARGE:
+        agents, decisions = agents[:1], decisions[:1]
+    work = _Work(task, traced, [a.state for a in agents], agents[0], generator, index)
+    stages, states, visited = [], [], candidate.visited
+    for name, stage in _stages(task, candidate, work, units, decisions):
+        began = time.perf_counter()
+        found, verdict, steps, seen = stage(visited)
+        visited = _merge(visited, seen, generator)
+        divergence = _divergence(task, traced, found, visited)
+        stages.append(Stage(name, divergence, verdict, time.perf_counter() - began, steps))
+        states.append(found)
+        if verdict.satisfied and name != "cut":
+            break
+    best = max(range(len(stages)), key=lambda i: (stages[i].verdict.satisfied, stages[i].verdict.interval[0]))
+    chosen = agents[0].with_state(states[best])
+    kept = {g.name: (int(decision[g.name].sum()), g.units) for g in units if g.name in decision}
+    made = Round(
+        index=index,
+        structure=structure,
+        criterion=task.criterion,
+        target=target,
+        size=size(traced, chosen.state.tensors),
+        kept=kept,
+        stages=tuple(stages),
+        best=best,
+        satisfied=stages[best].verdict.satisfied,
+        seconds=time.perf_counter() - start,
+        env_steps=sum(s.env_steps for s in stages),
+    )
+    return made, Candidate(chosen, traced, visited)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """The cut agents of a round: same shapes, different units kept."""
+
+    task: Task
+    traced: Trace
+    cuts: list[State]
+    agent: Agent
+    generator: torch.Generator
+    index: int
+
+
+Result = tuple[State, Verdict, int, Tensor | None]
+StageFunction = Callable[[Tensor], Result]
+
+
+def _stages(
+    task: Task, candidate: Candidate, work: _Work, units: Sequence[Group], decisions: Sequence[Decision]
+) -> list[tuple[str, StageFunction]]:
+    refitted: list[State] = list(work.cuts)
+    latest: list[State] = [work.cuts[0]]
+
+    def cut(_: Tensor) -> Result:
+        return _judged(work, work.cuts[0])
+
+    def refit(visited: Tensor) -> Result:
+        chosen = _some(visited, REFITTED, work.generator)
+        before = activity(candidate.traced, candidate.agent.state.tensors, chosen).outputs
+        answers = forward(task.traced, task.dense.state.tensors, chosen)
+        for i, (state, decision) in enumerate(zip(work.cuts, decisions, strict=True)):
+            targets = _targets(candidate.traced, units, decision, before, answers)
+            fitted = least_squares(work.traced, state.tensors, state.masks, chosen, targets)
+            refitted[i] = replace(state, tensors={**state.tensors, **fitted})
+        lessons = Lessons(chosen, answers, _scale(task, answers))
+        order = divergences(work.traced, [s.tensors for s in refitted], task.dense.policy.head, lessons)
+        latest[0] = _finished(work, refitted[int(np.argmin(order))], lessons)
+        return _judged(work, latest[0])
+
+    def learn_from_dense(visited: Tensor) -> Result:
+        result = distilled(task, work.traced, work.agent, refitted, visited, work.generator, index=work.index)
+        latest[0] = result[0]
+        return result
+
+    def train_on(_: Tensor) -> Result:
+        trained = work.agent.with_state(latest[0]).learn(task.finetune_steps, seed=task.seed + work.index)
+        state, verdict, steps, seen = _judged(work, trained.state)
+        return state, verdict, steps + task.finetune_steps, seen
+
+    available = {"least_squares": refit, "distill": learn_from_dense, "finetune": train_on}
+    return [("cut", cut), *((name, available[name]) for name in REPAIRS if name in task.repair)]
+
+
+def distilled(
+    task: Task,
+    traced: Trace,
+    agent: Agent,
+    students: Sequence[State],
+    visited: Tensor,
+    generator: torch.Generator,
+    *,
+    index: int,
+    judged: bool = True,
+) -> Result:
+    """Distil the dense agent into students on the states that they themselves visit, until one passes.
+
+    Each iteration trains all students, lets each play, adds what they visited, and judges the one that played best.
+
+    Args:
+        task: The run.
+        traced, agent: The shape of the students.
+        students: Their tensors to start from.
+        visited: States visited so far.
+        generator: Draws minibatches and samples.
+        index: Number that keeps the seeds of this call apart from those of others.
+        judged: Stop at the first student that passes; otherwise run all iterations.
+
+    Returns:
+        The best student's state, its verdict, the environment steps taken and the states visited.
+    """
+    head = task.dense.policy.head
+    tensors = [dict(s.tensors) for s in students]
+    results: list[tuple[State, Verdict]] = []
+    steps, known = 0, visited
+    masks = students[0].masks
+    for iteration in range(ITERATIONS):
+        lessons = _lessons(task, known, generator)
+        rate = 1e-2 if iteration == 0 else 5e-3
+        rate = rate if traced and size(traced, tensors[0]).parameters <= 1000 else 0.3 * rate
+        tensors = distill(
+            traced, tensors, masks, head, lessons, updates=UPDATES, learning_rate=rate, generator=generator
+        )
+        played = []
+        for i, own in enumerate(tensors):
+            player = agent.with_state(replace(students[i], tensors=own)).policy
+            offset = (index * ITERATIONS + iteration) * EPISODES_EACH
+            chosen = seeds(task.seed, "visit", EPISODES_EACH, offset=1000 + offset)
+            played.append(rollout(player, task.dense.env, chosen, record=True))
+        steps += sum(p.steps for p in played)
+        seen = [heads.prepare(task.dense.policy, p.observations) for p in played]
+        known = torch.cat([known, _some(torch.cat(seen), VISITS, generator)])
+        best = int(np.argmax([np.mean(p.returns) for p in played]))
+        state = _calibrated(task, traced, replace(students[best], tensors=tensors[best]), lessons)
+        state = follow(state, agent.ties)
+        verdict, cost = judge(task.yard, agent.with_state(state).policy)
+        steps += cost
+        results.append((state, verdict))
+        if judged and verdict.satisfied:
+            break
+    state, verdict = max(results, key=lambda r: (r[1].satisfied, r[1].interval[0]))
+    return state, verdict, steps, known[len(visited) :]
+
+
+def _judged(work: _Work, state: State) -> Result:
+    verdict, steps = judge(work.task.yard, work.agent.with_state(state).policy)
+    return state, verdict, steps, None
+
+
+def _finished(work: _Work, state: State, lessons: Lessons) -> State:
+    return follow(_calibrated(work.task, work.traced, state, lessons), work.agent.ties)
+
+
+def _calibrated(task: Task, traced: Trace, state: State, lessons: Lessons) -> State:
+    if task.dense.policy.head.kind != "q_values":
+        return state
+    return replace(state, tensors=calibrate(traced, state.tensors, lessons))
+
+
+def _targets(
+    before: Trace, units: Sequence[Group], decision: Decision, outputs: Mapping[str, Tensor], answers: Tensor
+) -> list[Tensor | None]:
+    """Return, for each layer that is left, what it computed before the cut; None where its inputs are what they were."""
+    whole = {g.name for g in units if g.structure == "layers" and not bool(decision.get(g.name, torch.ones(1)).all())}
+    gone = {layer.makes for layer in before.layers if layer.name in whole}
+    targets: list[Tensor | None] = []
+    for layer in layer_order(before, sorted(whole)):
+        if layer.makes is None:
+            targets.append(answers)
+        elif layer.reads is None:
+            targets.append(None)
+        else:
+            keep = decision.get(layer.makes) if layer.makes not in gone else None
+            output = outputs[layer.name]
+            targets.append(output if keep is None or len(keep) != output.shape[1] else output[:, keep])
+    return targets
+
+
+def _alternatives(
+    decision: Decision, scores: Scores, structure: Structure, generator: torch.Generator
+) -> list[Decision]:
+    """Draw other sets of as many units, better scores more likely (Gumbel top-k, Kool 2019, on the score's logarithm)."""
+    if structure != "units":
+        return []
+    drawn = []
+    for _ in range(STUDENTS - 1):
+        other = {}
+        for name, keep in decision.items():
+            noise = torch.rand(len(keep), generator=generator, dtype=torch.float64).clamp_min(1e-12)
+            key = scores[name].double().clamp_min(1e-12).log() - (-noise.log()).log()
+            chosen = key.argsort(descending=True, stable=True)[: int(keep.sum())]
+            other[name] = torch.zeros_like(keep).index_fill_(0, chosen, True)
+        drawn.append(other)
+    return drawn
+
+
+def _hold_masked(scores: Scores, state: State, structure: Structure) -> Scores:
+    if structure != "weights":
+        return scores
+    low = -float("inf")
+    return {
+        n: s.masked_fill(~state.masks[n].flatten(), low) if n in state.masks else s for n, s in scores.items()
+    }
+
+
+def _lessons(task: Task, visited: Tensor, generator: torch.Generator) -> Lessons:
+    recent = visited[-LESSONS // 2 :]
+    chosen = torch.cat([_some(visited[: -LESSONS // 2], LESSONS // 2, generator), recent])
+    answers = forward(task.traced, task.dense.state.tensors, chosen)
+    return Lessons(chosen, answers, _scale(task, answers))
+
+
+def _scale(task: Task, answers: Tensor) -> float:
+    return heads.q_scale(task.dense.policy.head, answers)
+
+
+def _divergence(task: Task, traced: Trace, state: State, visited: Tensor) -> float:
+    chosen = visited[-REFITTED:]
+    answers = forward(task.traced, task.dense.state.tensors, chosen)
+    lessons = Lessons(chosen, answers, _scale(task, answers))
+    return divergences(traced, [state.tensors], task.dense.policy.head, lessons)[0]
+
+
+def _some(states: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return at most ``count`` of the states, drawn without replacement, in order."""
+    if len(states) <= count:
+        return states
+    return states[torch.randperm(len(states), generator=generator)[:count].sort().values]
+
+
+def _merge(visited: Tensor, seen: Tensor | None, generator: torch.Generator) -> Tensor:
+    if seen is None or not len(seen):
+        return visited
+    return torch.cat([_some(visited, LESSONS, generator), _some(seen, LESSONS, generator)])
+
+
+def masked_parameters(candidate: Candidate) -> int:
+    """Return the candidate's parameters that no mask holds at zero."""
+    return stored(candidate.traced, candidate.agent.state)

@@ -1,0 +1,151 @@
+"""Judge agents: the same seeds for both, normalised returns, an interval, a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunerl import stats
+from prunerl.errors import SpaceError
+from prunerl.rollout import Rollout, rollout
+from prunerl.types import Agent, EnvSpec, Policy, Verdict
+
+SEED_SPACING = 10_000_000
+PURPOSES = {"visit": 0, "select": 1_000_000, "confirm": 2_000_000, "random": 3_000_000, "baseline": 4_000_000}
+"""First seed of each purpose: visiting states, choosing, and confirming never share one."""
+
+FIRST_LOOK = 25
+RANDOM_EPISODES = 50
+FEWEST, MOST = 100, 400
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns of one agent.
+
+    Attributes:
+        returns: Of each episode.
+        mean, iqm: Mean and interquartile mean.
+        interval: 95 % bootstrap interval of the mean.
+        steps: Environment steps taken.
+    """
+
+    returns: tuple[float, ...]
+    mean: float
+    iqm: float
+    interval: tuple[float, float]
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Yardstick:
+    """What pruned agents are measured against while choosing.
+
+    Attributes:
+        policy: The dense agent.
+        env: Where.
+        random: Mean return of the random policy.
+        dense: Returns of the dense agent on the selection seeds.
+        first_seed: First selection seed.
+        tolerance: Largest satisfactory loss, normalised.
+        steps: Environment steps that the yardstick cost.
+    """
+
+    policy: Policy
+    env: EnvSpec
+    random: float
+    dense: tuple[float, ...]
+    first_seed: int
+    tolerance: float
+    steps: int
+
+
+def seeds(seed: int, purpose: str, count: int, *, offset: int = 0) -> range:
+    """Return ``count`` episode seeds for one purpose of the run with master seed ``seed``."""
+    first = seed * SEED_SPACING + PURPOSES[purpose] + offset
+    return range(first, first + count)
+
+
+def evaluate(agent: Agent, *, episodes: int = 100, seed: int = 0) -> Evaluation:
+    """Play ``episodes`` episodes with deterministic actions.
+
+    Raises:
+        EnvironmentFailure: The environment failed.
+    """
+    played = rollout(agent.policy, agent.env, seeds(seed, "confirm", episodes))
+    return summary(played)
+
+
+def compare(agent: Agent, dense: Agent, *, tolerance: float = 0.05, episodes: int = 100, seed: int = 0) -> Verdict:
+    """Judge whether ``agent`` is not worse than ``dense``, on the same seeds.
+
+    Raises:
+        SpaceError: They act in different environments.
+        BudgetError: The tolerance is not positive, or ``dense`` is not better than random.
+    """
+    stats.check_tolerance(tolerance)
+    if agent.env != dense.env:
+        raise SpaceError(f"The agents act in {agent.env} and {dense.env}. Compare them in one environment.")
+    chosen = seeds(seed, "confirm", episodes)
+    random = rollout(None, dense.env, seeds(seed, "random", RANDOM_EPISODES))
+    first, second = (rollout(a.policy, dense.env, chosen) for a in (dense, agent))
+    return stats.verdict(
+        first.returns, second.returns, float(np.mean(random.returns)), tolerance=tolerance, first_seed=chosen[0]
+    )
+
+
+def summary(played: Rollout) -> Evaluation:
+    """Return mean, interquartile mean and interval of the episodes played."""
+    returns = played.returns
+    return Evaluation(returns, float(np.mean(returns)), stats.iqm(returns), stats.interval(returns), played.steps)
+
+
+def yardstick(policy: Policy, env: EnvSpec, *, tolerance: float, seed: int, episodes: int | None = None) -> Yardstick:
+    """Play the dense and the random policy on their seeds.
+
+    The number of episodes grows with the spread of the dense agent's returns, until half the interval of its mean
+    is about half the tolerance, within 100 to 400.
+
+    Raises:
+        BudgetError: The dense agent is not better than random.
+    """
+    random = rollout(None, env, seeds(seed, "random", RANDOM_EPISODES))
+    chance = float(np.mean(random.returns))
+    first = rollout(policy, env, seeds(seed, "select", episodes or FEWEST))
+    stats.verdict(first.returns, first.returns, chance, tolerance=tolerance, first_seed=0)  # refuses a dense agent no better
+    needed = episodes or episodes_needed(first.returns, chance, tolerance)
+    more = rollout(policy, env, seeds(seed, "select", needed)[len(first.returns) :]) if needed > len(first.returns) else None
+    dense = first.returns + (more.returns if more else ())
+    steps = random.steps + first.steps + (more.steps if more else 0)
+    return Yardstick(policy, env, chance, dense, seeds(seed, "select", 1)[0], tolerance, steps)
+
+
+def episodes_needed(returns: Sequence[float], random: float, tolerance: float) -> int:
+    """Return how many episodes bring half the interval of the normalised mean to half the tolerance."""
+    spread = float(np.std(returns)) / max(float(np.mean(returns)) - random, 1e-12)
+    needed = (1.96 * spread / (tolerance / 2)) ** 2
+    doublings = math.ceil(math.log2(max(needed / FEWEST, 1.0)))
+    return min(FEWEST * 2**doublings, MOST)
+
+
+def judge(yard: Yardstick, policy: Policy) -> tuple[Verdict, int]:
+    """Judge a pruned policy on the selection seeds, with more episodes as long as it is neither good nor hopeless.
+
+    Returns:
+        The verdict on the episodes played, and the environment steps taken.
+    """
+    chosen = range(yard.first_seed, yard.first_seed + len(yard.dense))
+    returns: tuple[float, ...] = ()
+    steps, wanted = 0, min(FIRST_LOOK, len(chosen))
+    while True:
+        played = rollout(policy, yard.env, chosen[len(returns) : wanted])
+        returns, steps = returns + played.returns, steps + played.steps
+        verdict = stats.verdict(
+            yard.dense[:wanted], returns, yard.random, tolerance=yard.tolerance, first_seed=yard.first_seed
+        )
+        if verdict.satisfied or verdict.interval[1] < -yard.tolerance or wanted == len(chosen):
+            return verdict, steps
+        wanted = min(2 * wanted, len(chosen))

@@ -1,0 +1,340 @@
+"""The loop: make the agent smaller, repair it, judge it, until a smaller one would be worse; then confirm it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunerl import baselines, criteria, errors, heads, schedules, stats
+from prunerl.attempt import REPAIRS, Candidate, Task, attempt
+from prunerl.cost import size
+from prunerl.errors import BudgetError, RunError
+from prunerl.evaluate import Yardstick, seeds, yardstick
+from prunerl.journal import Journal, open_journal, recall, record
+from prunerl.load import load
+from prunerl.report import schema
+from prunerl.rollout import rollout, warm_up
+from prunerl.search import STRUCTURES, Attempt, adaptive, fixed
+from prunerl.trace import trace
+from prunerl.types import Agent, EnvSpec, Report, Round, Row, State, Structure, Verdict
+
+VISIT_EPISODES = 24
+
+Observer = Callable[[str, Round | None], None]
+"""Called with a line of progress, and with each finished round."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What :func:`prune` returns: the small agent, the dense one, and the report that compares them."""
+
+    agent: Agent
+    dense: Agent
+    report: Report
+
+    def __str__(self) -> str:
+        from prunerl.report import render
+
+        return render(self.report)
+
+
+def prune(
+    agent: Agent | str | Path,
+    *,
+    env: str | EnvSpec | None = None,
+    tolerance: float = 0.05,
+    sparsity: float | None = None,
+    criterion: str = "variance",
+    structure: str = "auto",
+    schedule: str = "adaptive",
+    rounds: int = 5,
+    repair: Sequence[str] = ("least_squares", "distill"),
+    finetune_steps: int = 10_000,
+    episodes: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    compare: bool = True,
+    observer: Observer | None = None,
+) -> Result:
+    """Return the smallest agent that is not worse than the given one, with the proof.
+
+    Args:
+        agent: An agent from :func:`prunerl.load`, or the path of one.
+        env: Its environment, when ``agent`` is a path.
+        tolerance: Largest satisfactory loss of return; 1 is the dense agent's gain over the random policy.
+        sparsity: Share of the actor's parameters to remove. The adaptive schedule stops there at the latest; the
+            others need it.
+        criterion: Name of a score in :mod:`prunerl.criteria`.
+        structure: ``units``, ``weights``, ``layers``, or ``auto``: layers where that saves, and units.
+        schedule: ``adaptive``, ``one_shot``, ``linear`` or ``cubic``.
+        rounds: Rounds of a linear or cubic schedule.
+        repair: Stages after the cut, among ``least_squares``, ``distill`` and ``finetune``.
+        finetune_steps: Environment steps of the agent's own training in the stage ``finetune``.
+        episodes: Episodes of selection and of confirmation; by default as many as the spread of returns needs.
+        seed: Everything random follows from it. Equal seeds give equal results on one machine.
+        out: Folder for the agent, the report and what is needed to go on after an interruption.
+        compare: Also make the baselines (same size from random weights, linear, one-shot magnitude).
+        observer: Told about progress.
+
+    Returns:
+        The small agent, the dense one and the report. Where no smaller agent passes, the agent is the dense one.
+
+    Raises:
+        PruneError: See :mod:`prunerl.errors`; nothing that was there before is changed.
+    """
+    warm_up()
+    settings = _settings(
+        tolerance, sparsity, criterion, structure, schedule, rounds, repair, finetune_steps, episodes, seed, compare
+    )
+    dense = load(agent, env=env) if isinstance(agent, str | Path) else agent
+    journal = open_journal(out, {**settings, "agent": baselines.fingerprint(dense), "env": schema.plain(dense.env)})
+    finished = _finished_run(journal, dense)
+    if finished is not None:
+        return finished
+    with _quiet_threads():
+        return _run(dense, settings, journal, observer or (lambda line, made: None), str(agent))
+
+
+def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: Observer, source: str) -> Result:
+    start = time.perf_counter()
+    yard, candidate = _prepare(dense, settings, journal)
+    observer(f"dense agent: return {np.mean(yard.dense):.4g}, random policy: {yard.random:.4g}", None)
+    task = Task(
+        dense, candidate.traced, yard, settings["criterion"], tuple(settings["repair"]), settings["finetune_steps"],
+        settings["seed"],
+    )
+    made: list[Round] = []
+    passed: list[Candidate] = []
+
+    def step(current: Candidate, plan: Attempt) -> tuple[Round, Candidate]:
+        found = _round(task, current, plan, len(made) + 1, journal)
+        made.append(found[0])
+        if found[0].satisfied:
+            passed.append(found[1])
+        observer("", found[0])
+        return found
+
+    if settings["schedule"] == "adaptive":
+        adaptive(task, candidate, settings["structure"], settings["sparsity"], step)
+        options = sorted(passed, key=lambda c: size(c.traced, c.agent.state.tensors).nonzeros)
+    else:
+        options = [fixed(task, candidate, settings, step)]
+    observer("confirming on seeds that were not used before", None)
+    chosen, dense_row, pruned_row = _confirm(task, candidate, options, journal, settings)
+    observer("making the baselines", None)
+    rows = tuple(_baselines(task, candidate, chosen, dense_row, journal)) if settings["compare"] else ()
+    report = Report(
+        agent=source if not hasattr(source, "state") else dense.algorithm,
+        algorithm=dense.algorithm,
+        env=dense.env,
+        settings=dict(settings),
+        dense=dense_row,
+        pruned=pruned_row,
+        baselines=rows,
+        rounds=tuple(made),
+        kept_whole=dict(candidate.traced.kept_whole),
+        notes=dense.notes,
+        versions=_versions(),
+        command=shlex.join(["prunerl", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prunerl") else "",
+        seconds=time.perf_counter() - start,
+        env_steps=yard.steps + sum(r.env_steps for r in made) + sum(r.env_steps for r in (dense_row, pruned_row, *rows)),
+    )
+    agent = dense.with_state(chosen.agent.state)
+    if journal.folder is not None:
+        _write(journal.folder, agent, report)
+    return Result(agent, dense, report)
+
+
+def _settings(
+    tolerance: float,
+    sparsity: float | None,
+    criterion: str,
+    structure: str,
+    schedule: str,
+    rounds: int,
+    repair: Sequence[str],
+    finetune_steps: int,
+    episodes: int | None,
+    seed: int,
+    compare: bool,
+) -> dict[str, Any]:
+    """Check every setting before anything is done, and return them by name."""
+    stats.check_tolerance(tolerance)
+    criteria.find(criterion)
+    schedules.find(schedule)
+    if structure not in STRUCTURES:
+        raise errors.unknown("structure", structure, STRUCTURES)
+    for name in repair:
+        if name not in REPAIRS:
+            raise errors.unknown("repair", name, REPAIRS)
+    if sparsity is not None and not 0.0 <= sparsity < 1.0:
+        raise BudgetError(f"sparsity must be in [0, 1), got {sparsity}. It is the share of parameters to remove.")
+    schedule = schedule.replace("-", "_")
+    if schedule != "adaptive" and sparsity is None:
+        raise BudgetError(f"Schedule {schedule!r} needs a sparsity to aim at. Give one, or use the adaptive schedule.")
+    if schedule != "adaptive" and structure in ("auto", "layers"):
+        structure = "units"
+    for name, value, least in (("rounds", rounds, 1), ("finetune_steps", finetune_steps, 1), ("seed", seed, 0)):
+        if value < least:
+            raise BudgetError(f"{name} must be at least {least}, got {value}.")
+    if episodes is not None and episodes < 10:
+        raise BudgetError(f"episodes must be at least 10 for an interval, got {episodes}.")
+    return {
+        "tolerance": tolerance,
+        "sparsity": sparsity,
+        "criterion": criterion.replace("-", "_"),
+        "structure": structure,
+        "schedule": schedule,
+        "rounds": 1 if schedule == "one_shot" else rounds,
+        "repair": [name for name in REPAIRS if name in repair],
+        "finetune_steps": finetune_steps,
+        "episodes": episodes,
+        "seed": seed,
+        "compare": compare,
+    }
+
+
+def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tuple[Yardstick, Candidate]:
+    """Measure the dense agent and visit states with it."""
+    known = recall(journal, "dense")
+    policy, tolerance, seed = dense.policy, settings["tolerance"], settings["seed"]
+    if known is None:
+        yard = yardstick(policy, dense.env, tolerance=tolerance, seed=seed, episodes=settings["episodes"])
+        played = rollout(policy, dense.env, seeds(seed, "visit", VISIT_EPISODES), record=True)
+        visited = heads.prepare(policy, played.observations)
+        yard = replace(yard, steps=yard.steps + played.steps)
+        data = {"random": yard.random, "dense": yard.dense, "steps": yard.steps}
+        record(journal, "dense", data, {"visited": visited})
+    else:
+        first = seeds(seed, "select", 1)[0]
+        kept = known.data
+        yard = Yardstick(policy, dense.env, kept["random"], tuple(kept["dense"]), first, tolerance, kept["steps"])
+        visited = known.tensors["visited"]
+    return yard, Candidate(dense, trace(policy.network, visited[:3]), visited)
+
+
+def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: Journal) -> tuple[Round, Candidate]:
+    """Compute a round, or replay it when an interrupted run has finished it before."""
+    name = f"round-{index:03d}"
+    known = recall(journal, name)
+    if known is None:
+        made, candidate = attempt(task, current, plan.structure, plan.decide, index=index, target=plan.target)
+        tensors = {**_packed(candidate.agent.state), "visited": candidate.visited}
+        record(journal, name, {"round": schema.plain(made)}, tensors)
+        return made, candidate
+    made = schema.read(Round, known.data["round"])
+    agent = task.dense.with_state(_unpacked(known.tensors))
+    visited = known.tensors["visited"]
+    depth_changed = plan.structure == "layers"
+    traced = trace(agent.policy.network, visited[:3]) if depth_changed else current.traced
+    return made, Candidate(agent, traced, visited)
+
+
+def _confirm(
+    task: Task, dense: Candidate, options: Sequence[Candidate], journal: Journal, settings: Mapping[str, Any]
+) -> tuple[Candidate, Row, Row]:
+    """Judge the smallest agent that passed on fresh seeds; where it fails, the next larger one on other fresh seeds."""
+    episodes = len(task.yard.dense)
+    attempts = [*options, dense]
+    for number, option in enumerate(attempts):
+        known = recall(journal, f"confirm-{number:03d}")
+        if known is None:
+            rows = _confirmation(task, dense, option, seeds(task.seed, "confirm", episodes, offset=number * episodes))
+            record(journal, f"confirm-{number:03d}", {"dense": schema.plain(rows[0]), "pruned": schema.plain(rows[1])}, {})
+        else:
+            rows = (schema.read(Row, known.data["dense"]), schema.read(Row, known.data["pruned"]))
+        if rows[1].verdict.satisfied or settings["schedule"] != "adaptive":
+            return option, *rows
+    raise RunError("The dense agent did not confirm itself. Report this with the environment's id.")
+
+
+def _confirmation(task: Task, dense: Candidate, option: Candidate, chosen: range) -> tuple[Row, Row]:
+    began = time.perf_counter()
+    reference = rollout(task.dense.policy, task.dense.env, chosen)
+    own = baselines.verdict(task, reference.returns, reference.returns, chosen)
+    dense_row = baselines.row("dense", dense, own, time.perf_counter() - began, reference.steps)
+    began = time.perf_counter()
+    played = reference if option is dense else rollout(option.agent.policy, task.dense.env, chosen)
+    found = baselines.verdict(task, reference.returns, played.returns, chosen)
+    return dense_row, baselines.row("pruned", option, found, time.perf_counter() - began, played.steps)
+
+
+def _baselines(
+    task: Task, dense: Candidate, chosen: Candidate, dense_row: Row, journal: Journal
+) -> Iterator[Row]:
+    for name, make in baselines.BASELINES.items():
+        slug = name.replace(" ", "-").replace(",", "")
+        known = recall(journal, f"baseline-{slug}")
+        if known is not None:
+            yield schema.read(Row, known.data["row"])
+            continue
+        made = baselines.judged(name, make, task, dense, chosen, dense_row.verdict)
+        record(journal, f"baseline-{slug}", {"row": schema.plain(made)}, {})
+        yield made
+
+
+def _finished_run(journal: Journal, dense: Agent) -> Result | None:
+    if journal.folder is None or not (journal.folder / "report.json").is_file():
+        return None
+    report = schema.from_json((journal.folder / "report.json").read_text())
+    algorithm, statistics = dense.algorithm, None
+    small = load(journal.folder / "agent.zip", env=dense.env, algorithm=algorithm, vec_normalize=statistics)
+    return Result(small, dense, report)
+
+
+def _write(folder: Path, agent: Agent, report: Report) -> None:
+    from prunerl.files import write_atomically
+    from prunerl.report import markdown, save_figure, write_events
+
+    agent.save(folder / "agent.zip")
+    save_figure(report, folder / "return.png")
+    write_events(report, folder / "events")
+    write_atomically(folder / "report.md", markdown(report))
+    # The last file to be written: where it is, the run is complete.
+    write_atomically(folder / "report.json", schema.to_json(report))
+
+
+def _packed(state: State) -> dict[str, torch.Tensor]:
+    tensors = {f"tensors/{n}": t for n, t in state.tensors.items()}
+    moments = {f"moments/{n}/{k}": t for n, entries in state.moments.items() for k, t in entries.items()}
+    return {**tensors, **moments, **{f"masks/{n}": t for n, t in state.masks.items()}}
+
+
+def _unpacked(tensors: Mapping[str, torch.Tensor]) -> State:
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("moments/"):
+            _, name, entry = key.split("/")
+            moments.setdefault(name, {})[entry] = tensor
+
+    def part(kind: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(kind): t for k, t in tensors.items() if k.startswith(kind)}
+
+    return State(part("tensors/"), moments, part("masks/"))
+
+
+def _versions() -> dict[str, str]:
+    names = ("prunerl", "torch", "stable-baselines3", "gymnasium", "numpy", "scipy")
+    return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Compute with one thread, as small networks are fastest so, and put the user's setting back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

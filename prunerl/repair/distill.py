@@ -1,0 +1,163 @@
+"""Distil the dense agent into smaller networks of one shape, several students at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunerl import heads
+from prunerl.masks import apply
+from prunerl.trace import Trace, activity, forward
+from prunerl.types import Head, Masks
+
+BATCH = 256
+WARM_UP = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """States and the dense agent's answers to them.
+
+    Attributes:
+        observations: The network's inputs, shape (states, *observation).
+        answers: The dense network's outputs, shape (states, outputs).
+        scale: Spread of the dense agent's Q-values, see :func:`prunerl.heads.q_scale`.
+    """
+
+    observations: Tensor
+    answers: Tensor
+    scale: float
+
+
+def distill(
+    traced: Trace,
+    students: Sequence[Mapping[str, Tensor]],
+    masks: Masks,
+    head: Head,
+    lessons: Lessons,
+    *,
+    updates: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[dict[str, Tensor]]:
+    """Train the students to answer as the dense agent does: KL of the action distributions, on minibatches.
+
+    All students have one shape and are trained side by side as one batch of networks. Inputs are standardised for
+    the training, and the standardisation is folded back into the first layers, exactly.
+
+    Args:
+        traced: Trace of the students' network.
+        students: The tensors of each student.
+        masks: Single weights held at zero.
+        head: What the outputs mean.
+        lessons: What to learn.
+        updates: Steps of Adam with a one-cycle learning rate.
+        learning_rate: Its peak.
+        generator: Draws the minibatches.
+
+    Returns:
+        The trained tensors of each student.
+
+    Reference: Rusu 2016 (policy distillation), eq. 3; Ross 2011 (DAgger) for the states; Smith 2018 (one-cycle).
+    """
+    mean, deviation = _standardisation(traced, students[0], lessons.observations)
+    names = [n for n in traced.parameters if students[0][n].is_floating_point()]
+    stacked = {n: torch.stack([_standardised(traced, s, n, mean, deviation) for s in students]) for n in names}
+    fixed = {n: t for n, t in students[0].items() if n not in stacked}
+    trained = {n: t.clone().requires_grad_() for n, t in stacked.items()}
+    inputs = (lessons.observations - mean) / deviation if mean is not None else lessons.observations
+    optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=WARM_UP)
+    run = torch.func.vmap(lambda own, x: forward(traced, {**fixed, **apply(own, masks)}, x), (0, None))
+    for _ in range(updates):
+        index = torch.randint(len(inputs), (BATCH,), generator=generator)
+        outputs = run(trained, inputs[index])
+        answers = lessons.answers[index]
+        loss = torch.stack([_loss(head, answers, o, lessons.scale).mean() for o in outputs.unbind()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    result = []
+    for i, student in enumerate(students):
+        own = apply({n: t.detach()[i].clone() for n, t in trained.items()}, masks)
+        result.append({**student, **_restored(traced, own, mean, deviation)})
+    return result
+
+
+def divergences(
+    traced: Trace, students: Sequence[Mapping[str, Tensor]], head: Head, lessons: Lessons
+) -> list[float]:
+    """Return each student's mean KL from the dense agent over the lessons, in nats."""
+    with torch.no_grad():
+        found = [forward(traced, s, lessons.observations) for s in students]
+        return [float(heads.divergence(head, lessons.answers, o, scale=lessons.scale).mean()) for o in found]
+
+
+def calibrate(traced: Trace, tensors: Mapping[str, Tensor], lessons: Lessons) -> dict[str, Tensor]:
+    """Scale and shift the output layer so that Q-values return to the dense agent's units; no action changes.
+
+    Only one factor above zero and one shift for all actions are fitted, so every argmax stays as it is.
+    """
+    last = traced.layers[-1]
+    output = forward(traced, tensors, lessons.observations)
+    centred, answer = output - output.mean(), lessons.answers - lessons.answers.mean()
+    factor = float((centred * answer).sum() / centred.square().sum().clamp_min(1e-12))
+    if last.bias is None or not factor > 1e-3:
+        return dict(tensors)
+    shift = float(lessons.answers.mean()) - factor * float(output.mean())
+    return {**tensors, last.weight: tensors[last.weight] * factor, last.bias: tensors[last.bias] * factor + shift}
+
+
+def _loss(head: Head, answers: Tensor, outputs: Tensor, scale: float) -> Tensor:
+    if head.kind != "gaussian":
+        return heads.divergence(head, answers, outputs, scale=scale)
+    wanted = heads.executed(head, answers)
+    spread = wanted.std(dim=0).clamp_min(1e-3)
+    gap = wanted - heads.executed(head, outputs)
+    beyond = outputs - heads.executed(head, outputs).detach() if not head.squashed else torch.zeros_like(outputs)
+    # what is clipped has no gradient: a small pull brings it back within reach where the dense agent is not clipped
+    return (gap / spread).square().sum(dim=-1) + 0.01 * ((beyond / spread) * (gap.detach() != 0)).square().sum(dim=-1)
+
+
+def _standardisation(
+    traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return mean and deviation of the inputs, or None when the first layers do not read them one to one."""
+    if not observations.is_floating_point() or observations.dim() != 2:
+        return None, None
+    seen = activity(traced, tensors, observations[:2]).inputs
+    first = [layer for layer in traced.layers if layer.reads is None]
+    direct = all(seen[layer.name].shape == observations[:2].shape for layer in first)
+    direct = direct and all(torch.equal(seen[layer.name], observations[:2]) for layer in first)
+    if not direct or any(layer.bias is None for layer in first):
+        return None, None
+    return observations.mean(dim=0), observations.std(dim=0).clamp_min(1e-6)
+
+
+def _standardised(
+    traced: Trace, tensors: Mapping[str, Tensor], name: str, mean: Tensor | None, deviation: Tensor | None
+) -> Tensor:
+    for layer in traced.layers if mean is not None and deviation is not None else ():
+        if layer.reads is None and name == layer.weight:
+            return tensors[name] * (deviation.unsqueeze(1) if layer.transposed else deviation)
+        if layer.reads is None and name == layer.bias:
+            weight = tensors[layer.weight]
+            return tensors[name] + (mean @ weight if layer.transposed else weight @ mean)
+    return tensors[name]
+
+
+def _restored(
+    traced: Trace, own: Mapping[str, Tensor], mean: Tensor | None, deviation: Tensor | None
+) -> dict[str, Tensor]:
+    result = dict(own)
+    for layer in traced.layers if mean is not None and deviation is not None else ():
+        if layer.reads is None and layer.bias is not None:
+            scale = deviation.unsqueeze(1) if layer.transposed else deviation
+            result[layer.weight] = own[layer.weight] / scale
+            shift = mean @ result[layer.weight] if layer.transposed else result[layer.weight] @ mean
+            result[layer.bias] = own[layer.bias] - shift
+    return result

@@ -1,0 +1,68 @@
+"""Refit each layer to what it computed before the cut. No training, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from prunerl.trace import Layer, Trace, activity, matrix
+from prunerl.types import Masks
+
+RIDGE = 1e-6
+"""Penalty relative to the mean variance of a layer's inputs."""
+
+
+def least_squares(
+    traced: Trace, tensors: Mapping[str, Tensor], masks: Masks, observations: Tensor, targets: Sequence[Tensor | None]
+) -> dict[str, Tensor]:
+    """Refit the layers front to back, each on the inputs that the refitted layers before it produce.
+
+    Layer by layer, min over W, b of ‖X Wᵀ + b − Z‖² + λ‖W‖², where X holds the layer's inputs on visited states and
+    Z what the same outputs were before the cut.
+
+    Args:
+        traced: Trace of the smaller network.
+        tensors: Its tensors.
+        masks: Single weights held at zero, which stay so.
+        observations: Visited states, the network's inputs, shape (states, *observation).
+        targets: For each layer of ``traced``, Z of shape (states, outputs); None leaves the layer as it is.
+
+    Returns:
+        The refitted weights and biases by name.
+
+    Reference: Luo 2017 (ThiNet), eq. 7; He 2017 (channel pruning), eq. 3.
+    """
+    refitted: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for layer, target in zip(traced.layers, targets, strict=True):
+            if target is None or layer.bias is None:
+                continue
+            inputs = activity(traced, {**tensors, **refitted}, observations).inputs[layer.name]
+            weight, bias = _solve(inputs.double(), target.double(), _mask(layer, masks))
+            stored = weight.T.contiguous() if layer.transposed else weight
+            if bool(stored.isfinite().all() and bias.isfinite().all()):
+                refitted[layer.weight] = stored.to(tensors[layer.weight].dtype)
+                refitted[layer.bias] = bias.to(tensors[layer.bias].dtype)
+    return refitted
+
+
+def _mask(layer: Layer, masks: Masks) -> Tensor | None:
+    return matrix(layer, masks) if layer.weight in masks else None
+
+
+def _solve(inputs: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    mean_x, mean_z = inputs.mean(dim=0), target.mean(dim=0)
+    x, z = inputs - mean_x, target - mean_z
+    gram = x.T @ x
+    gram += RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
+    right = x.T @ z
+    if mask is None:
+        weight = torch.linalg.solve(gram, right).T
+    else:
+        weight = torch.zeros(target.shape[1], inputs.shape[1], dtype=gram.dtype)
+        for row, kept in enumerate(mask):
+            support = kept.nonzero().flatten()
+            weight[row, support] = torch.linalg.solve(gram[support][:, support], right[support, row])
+    return weight, mean_z - weight @ mean_x

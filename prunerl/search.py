@@ -1,0 +1,167 @@
+"""Where to go next: the order in which structures are tried, and how far each round goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from prunerl import decide, schedules
+from prunerl.attempt import Candidate, Decide, Task, masked_parameters
+from prunerl.cost import size
+from prunerl.remove import unexplained
+from prunerl.schedules import Adaptive, finished, grow, halve, propose
+from prunerl.trace import Layer, layer_groups, matrix, unit_groups
+from prunerl.types import Decision, Group, Round, Scores, Structure
+
+STRUCTURES = ("auto", "units", "weights", "layers")
+SMALLEST_SAVING = 0.98
+"""A layer is dropped only where at most this share of the parameters is left."""
+FIRST_STEP = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """What a round is to do: on which structure, by which decision, with which aim."""
+
+    structure: Structure
+    decide: Decide
+    target: float
+
+
+Step = Callable[[Candidate, Attempt], tuple[Round, Candidate]]
+"""Carry out one round on a candidate."""
+
+
+def adaptive(task: Task, start: Candidate, structure: str, sparsity: float | None, step: Step) -> Candidate:
+    """Search for the smallest agent that passes.
+
+    ``auto`` drops hidden layers down to one, then units, then the last hidden layer where that still saves.
+
+    Args:
+        task: The run.
+        start: The dense agent.
+        structure: ``auto``, ``units``, ``weights`` or ``layers``.
+        sparsity: Never remove more than this share; None for no limit.
+        step: Carries out one round.
+
+    Returns:
+        The smallest agent that passed; the dense one when none did.
+    """
+    least = 1 if sparsity is None else max(1, round((1.0 - sparsity) * masked_parameters(start)))
+    if structure == "layers":
+        return _drop_layers(task, start, step, keep=0, least=least)
+    if structure in ("units", "weights"):
+        return _shrink(start, "units" if structure == "units" else "weights", least, step)
+    current = _drop_layers(task, start, step, keep=1, least=least)
+    current = _shrink(current, "units", least, step)
+    shallower = _drop_layers(task, current, step, keep=0, least=least)
+    return current if shallower is current else _shrink(shallower, "units", least, step)
+
+
+def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step) -> Candidate:
+    """Follow a schedule to its sparsity, whatever the verdicts say, and return the last agent."""
+    schedule: Any = schedules.find(settings["schedule"])
+    structure: Structure = "weights" if settings["structure"] == "weights" else "units"
+    dense, current = masked_parameters(start), start
+    for number in range(1, settings["rounds"] + 1):
+        share = schedule(number, settings["rounds"], settings["sparsity"])
+        target = int((1.0 - share) * dense)
+        if target < masked_parameters(current):
+            _, current = step(current, Attempt(structure, _to_parameters(current, target), share))
+    return current
+
+
+def _shrink(current: Candidate, structure: Structure, least: int, step: Step) -> Candidate:
+    """Remove units or weights in steps that grow while the verdict stays good and halve when it fails."""
+    floor = max(least, _fewest(current, structure))
+    plan, failed_before = Adaptive(step=FIRST_STEP, floor=floor), False
+    while True:
+        now, saving = masked_parameters(current), _smallest_saving(current, structure)
+        if now - saving < plan.floor or finished(plan, now, saving):
+            return current
+        target = min(propose(plan, now), now - saving)
+        made, candidate = step(current, Attempt(structure, _to_parameters(current, target), target))
+        left = masked_parameters(candidate)
+        if made.satisfied:
+            current = candidate
+            plan = replace(plan, failed=None) if failed_before else grow(plan)
+        else:
+            failed_before = True
+            plan = replace(halve(plan), floor=max(plan.floor, left + saving))
+
+
+def _drop_layers(task: Task, current: Candidate, step: Step, *, keep: int, least: int) -> Candidate:
+    """Drop hidden layers, the most nearly linear first, while the verdict stays good and parameters are saved."""
+    while True:
+        options = layer_groups(current.traced)
+        if len(options) <= keep:
+            return current
+        now = masked_parameters(current)
+        sizes = {g.name: now - _saved_by_dropping(current, g.name) for g in options}
+        useful = [n for n, left in sizes.items() if least <= left <= SMALLEST_SAVING * now]
+        if not useful:
+            return current
+        with torch.no_grad():
+            curved = {n: unexplained(current.traced, current.agent.state.tensors, n, current.visited[-4096:]) for n in useful}
+        name = min(curved, key=lambda n: curved[n])
+        made, candidate = step(current, Attempt("layers", _drop(name), sizes[name]))
+        if not made.satisfied:
+            return current
+        current = candidate
+
+
+def _drop(name: str) -> Decide:
+    def choose(groups: Sequence[Group], scores: Scores) -> Decision:
+        return {g.name: torch.tensor([g.name != name]) for g in groups}
+
+    return choose
+
+
+def _to_parameters(current: Candidate, target: int) -> Decide:
+    def choose(groups: Sequence[Group], scores: Scores) -> Decision:
+        return decide.by_parameters(groups, scores, current.traced, current.agent.state.tensors, target)
+
+    return choose
+
+
+def _saved_by_dropping(current: Candidate, name: str) -> int:
+    layer, reader = _pair(current, name)
+    tensors = current.agent.state.tensors
+    first, second = matrix(layer, tensors), matrix(reader, tensors)
+    bias = 0 if layer.bias is None else tensors[layer.bias].numel()
+    return first.numel() + bias + second.numel() - second.shape[0] * first.shape[1]
+
+
+def _pair(current: Candidate, name: str) -> tuple[Layer, Layer]:
+    layer = next(entry for entry in current.traced.layers if entry.name == name)
+    return layer, next(entry for entry in current.traced.layers if entry.reads == layer.makes)
+
+
+def _fewest(current: Candidate, structure: Structure) -> int:
+    """Return the parameters left with one unit in each hidden layer, or one weight in each matrix."""
+    if structure == "weights":
+        own = size(current.traced, current.agent.state.tensors)
+        return own.parameters - own.macs + len(current.traced.layers)
+    units = unit_groups(current.traced, current.agent.state.tensors)
+    tensors = {n: current.agent.state.tensors[n] for n in current.traced.parameters}
+    for group in units:
+        for part in group.slices:
+            assert part.dim is not None  # groups of units are cut along a dimension
+            tensors[part.tensor] = tensors[part.tensor].narrow(part.dim, 0, part.index.shape[1])
+    return sum(t.numel() for t in tensors.values())
+
+
+def _smallest_saving(current: Candidate, structure: Structure) -> int:
+    """Return what the removal of the cheapest unit saves; for single weights, a fiftieth of those left."""
+    if structure == "weights":
+        return max(1, masked_parameters(current) // 50)
+    tensors = current.agent.state.tensors
+    costs = [
+        sum(tensors[p.tensor].numel() // tensors[p.tensor].shape[p.dim or 0] * p.index.shape[1] for p in group.slices)
+        for group in unit_groups(current.traced, tensors)
+        if group.units > 1
+    ]
+    return min(costs, default=1)

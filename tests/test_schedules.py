@@ -1,0 +1,91 @@
+"""Schedules end where they should, and the adaptive search finds the smallest that passes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from prunerl import schedules
+from prunerl.errors import BudgetError, NameUnknownError
+from prunerl.schedules import Adaptive, finished, grow, halve, propose
+
+FIXED = sorted(set(schedules.__all__) - {"adaptive"})
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_schedule_rises_to_its_end(name: str, steps: int) -> None:
+    schedule = schedules.find(name)
+    values = [schedule(step, steps, 0.9) for step in range(1, steps + 1)]
+    assert values == sorted(values)
+    assert values[0] > 0
+    assert values[-1] == pytest.approx(0.9)
+    assert schedule(1, steps, 0.0) == 0.0
+
+
+def test_values_worked_out() -> None:
+    assert schedules.one_shot(1, 2, 0.8) == 0.8
+    assert schedules.linear(1, 2, 0.8) == pytest.approx(0.4)
+    assert schedules.cubic(1, 2, 0.8) == pytest.approx(0.8 * (1 - 1 / 8))
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize(
+    ("step", "steps", "final"), [(0, 3, 0.5), (4, 3, 0.5), (1, 0, 0.5), (1, 3, 1.0), (1, 3, -0.1), (1, 3, math.nan)]
+)
+def test_arguments_out_of_range_are_refused(name: str, step: int, steps: int, final: float) -> None:
+    with pytest.raises(BudgetError):
+        schedules.find(name)(step, steps, final)
+
+
+def test_find() -> None:
+    assert schedules.find("one-shot") is schedules.one_shot
+    assert schedules.find("adaptive") is Adaptive
+    with pytest.raises(NameUnknownError, match="Did you mean 'cubic'"):
+        schedules.find("cubik")
+
+
+def test_a_proposal_is_a_power_of_two_of_the_current_and_at_least_one_fewer() -> None:
+    assert propose(Adaptive(step=1.0), 1000) == 500
+    assert propose(Adaptive(step=2.0), 1001) == 250
+    assert propose(Adaptive(step=1e-9), 1000) == 999
+    assert propose(Adaptive(step=2.0, floor=300), 1000) == 300
+
+
+def test_success_doubles_and_failure_halves() -> None:
+    assert grow(Adaptive(step=0.5)).step == 1.0
+    assert halve(Adaptive(step=0.5)).step == 0.25
+    assert grow(halve(Adaptive(step=0.5))) == Adaptive(step=0.5)
+
+
+def test_only_a_failed_step_finishes_the_search() -> None:
+    assert not finished(Adaptive(step=1e-9), 1000, 10)  # small, but untried
+    assert finished(halve(Adaptive(step=1e-9)), 1000, 10)
+    assert not finished(halve(Adaptive(step=1.0)), 1000, 10)
+    assert finished(Adaptive(floor=1000), 1000, 10)
+
+
+@pytest.mark.parametrize("unit", [1, 7, 40])
+@pytest.mark.parametrize("least", [1, 3, 120, 990, 5_000])
+@pytest.mark.parametrize("step", [0.1, 2.0, 8.0])
+def test_the_search_ends_at_the_smallest_that_passes(least: int, unit: int, step: float) -> None:
+    """A network of 5 000 parameters that loses them in units of equal size and passes down to ``least``."""
+    plan, current, rounds = Adaptive(step=step), 5_000, 0
+    while not finished(plan, current, unit):
+        target = propose(plan, current)
+        assert target < current
+        removed = current - unit * -(-(current - target) // unit)  # whole units, at most the target is left
+        if removed >= least:
+            plan, current = grow(plan), removed
+        else:
+            plan = halve(plan)
+        rounds += 1
+        assert rounds < 200
+    assert current - unit < least or current <= plan.floor
+
+
+@pytest.mark.parametrize(("step", "floor"), [(0.0, 1), (-1.0, 1), (math.nan, 1), (math.inf, 1), (1.0, 0)])
+def test_a_plan_that_cannot_move_is_refused(step: float, floor: int) -> None:
+    with pytest.raises(BudgetError):
+        Adaptive(step=step, floor=floor)
