@@ -17,7 +17,7 @@ from prunerl.evidence import VisitedEvidence
 from prunerl.remove import follow, layer_order, remove
 from prunerl.repair.distill import Lessons, calibrate, distill, divergences
 from prunerl.repair.least_squares import least_squares
-from prunerl.rollout import rollout
+from prunerl.rollout import rollout_each
 from prunerl.trace import Trace, activity, forward, groups, trace
 from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure, Verdict
 
@@ -213,12 +213,10 @@ def distilled(
         tensors = distill(
             traced, tensors, masks, head, lessons, updates=UPDATES, learning_rate=rate, generator=generator
         )
-        played = []
-        for i, own in enumerate(tensors):
-            player = agent.with_state(replace(students[i], tensors=own)).policy
-            offset = (index * ITERATIONS + iteration) * EPISODES_EACH
-            chosen = seeds(task.seed, "visit", EPISODES_EACH, offset=1000 + offset)
-            played.append(rollout(player, task.dense.env, chosen, record=True))
+        players = [agent.with_state(replace(s, tensors=t)).policy for s, t in zip(students, tensors, strict=True)]
+        offset = 1000 + (index * ITERATIONS + iteration) * EPISODES_EACH
+        chosen = seeds(task.seed, "visit", EPISODES_EACH, offset=offset)
+        played = rollout_each(players, task.dense.env, chosen, record=True)
         steps += sum(p.steps for p in played)
         seen = [heads.prepare(task.dense.policy, p.observations) for p in played]
         known = torch.cat([known, _some(torch.cat(seen), VISITS, generator)])

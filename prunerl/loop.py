@@ -30,6 +30,7 @@ from prunerl.trace import trace
 from prunerl.types import Agent, EnvSpec, Report, Round, Row, State, Structure, Verdict
 
 VISIT_EPISODES = 24
+FEWEST_CONFIRMED = 100
 
 Observer = Callable[[str, Round | None], None]
 """Called with a line of progress, and with each finished round."""
@@ -245,7 +246,7 @@ def _confirm(
     task: Task, dense: Candidate, options: Sequence[Candidate], journal: Journal, settings: Mapping[str, Any]
 ) -> tuple[Candidate, Row, Row]:
     """Judge the smallest agent that passed on fresh seeds; where it fails, the next larger one on other fresh seeds."""
-    episodes = len(task.yard.dense)
+    episodes = settings["episodes"] or max(FEWEST_CONFIRMED, len(task.yard.dense))
     attempts = [*options, dense]
     for number, option in enumerate(attempts):
         known = recall(journal, f"confirm-{number:03d}")

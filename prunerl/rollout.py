@@ -54,16 +54,30 @@ def rollout(
     """
     count = min(workers or cores(), max(1, len(seeds) // 4))
     job = _Job(policy, _with_registration(env), tuple(seeds), record)
-    if count == 1:
-        return _play(job)
     shards = [replace(job, seeds=job.seeds[i::count]) for i in range(count)]
+    parts = _run(shards, count)
+    return parts[0] if count == 1 else _merged(parts, count)
+
+
+def rollout_each(policies: Sequence[Policy], env: EnvSpec, seeds: Sequence[int], *, record: bool = False) -> list[Rollout]:
+    """Play the same seeds with several policies, side by side in the worker processes.
+
+    Raises:
+        EnvironmentFailure: As :func:`rollout`.
+    """
+    jobs = [_Job(policy, _with_registration(env), tuple(seeds), record) for policy in policies]
+    return _run(jobs, min(cores(), len(jobs)))
+
+
+def _run(jobs: Sequence[_Job], workers: int) -> list[Rollout]:
+    if workers == 1:
+        return [_play(job) for job in jobs]
     try:
-        parts = list(_executor(workers or cores()).map(_play, shards))
+        return list(_executor(cores()).map(_play, jobs))
     except EnvironmentFailure:
         raise
     except Exception:  # what cannot be sent to another process is played in this one
-        return _play(job)
-    return _merged(parts, count)
+        return [_play(job) for job in jobs]
 
 
 def warm_up() -> None:

@@ -281,6 +281,7 @@ def _settings(contents: sb3_zip.Contents, statistics: Path | None, *, trust: boo
         if found is None:
             notes.append(f"The clip range is a pickled function; {_CLIP_RANGE} is used if the agent trains on.")
     if contents.algorithm == "dqn":
+        arguments = {k: v for k, v in arguments.items() if k not in ("use_sde", "sde_sample_freq")}
         arguments["train_freq"] = _train_freq(data.get("train_freq"), notes)
         arguments["buffer_size"] = int(arguments.get("buffer_size", 1_000_000))
     policy = _trusted_policy_kwargs(contents) if trust else sb3_zip.policy_kwargs(contents)

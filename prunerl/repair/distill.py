@@ -69,16 +69,21 @@ def distill(
     fixed = {n: t for n, t in students[0].items() if n not in stacked}
     trained = {n: t.clone().requires_grad_() for n, t in stacked.items()}
     inputs = (lessons.observations - mean) / deviation if mean is not None else lessons.observations
+    wanted = heads.executed(head, lessons.answers) if head.kind == "gaussian" else _log_probabilities(head, lessons)
+    spread = wanted.std(dim=0).clamp_min(1e-3)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=WARM_UP)
     run = torch.func.vmap(lambda own, x: forward(traced, {**fixed, **apply(own, masks)}, x), (0, None))
-    for _ in range(updates):
-        index = torch.randint(len(inputs), (BATCH,), generator=generator)
+    for index in torch.randint(len(inputs), (updates, BATCH), generator=generator):
         outputs = run(trained, inputs[index])
-        answers = lessons.answers[index]
-        loss = torch.stack([_loss(head, answers, o, lessons.scale).mean() for o in outputs.unbind()]).sum()
+        if head.kind == "gaussian":
+            loss = _action_error(head, wanted[index], outputs, spread)
+        else:
+            target = wanted[index]
+            learnt = heads.log_probabilities(head, outputs, scale=lessons.scale)
+            loss = (target.exp() * (target - learnt)).sum(dim=-1)
         optimizer.zero_grad()
-        loss.backward()
+        loss.mean(dim=-1).sum().backward()
         optimizer.step()
         schedule.step()
     result = []
@@ -112,15 +117,23 @@ def calibrate(traced: Trace, tensors: Mapping[str, Tensor], lessons: Lessons) ->
     return {**tensors, last.weight: tensors[last.weight] * factor, last.bias: tensors[last.bias] * factor + shift}
 
 
-def _loss(head: Head, answers: Tensor, outputs: Tensor, scale: float) -> Tensor:
-    if head.kind != "gaussian":
-        return heads.divergence(head, answers, outputs, scale=scale)
-    wanted = heads.executed(head, answers)
-    spread = wanted.std(dim=0).clamp_min(1e-3)
-    gap = wanted - heads.executed(head, outputs)
-    beyond = outputs - heads.executed(head, outputs).detach() if not head.squashed else torch.zeros_like(outputs)
-    # what is clipped has no gradient: a small pull brings it back within reach where the dense agent is not clipped
-    return (gap / spread).square().sum(dim=-1) + 0.01 * ((beyond / spread) * (gap.detach() != 0)).square().sum(dim=-1)
+def _log_probabilities(head: Head, lessons: Lessons) -> Tensor:
+    return heads.log_probabilities(head, lessons.answers, scale=lessons.scale)
+
+
+def _action_error(head: Head, wanted: Tensor, outputs: Tensor, spread: Tensor) -> Tensor:
+    """Return the squared error of the actions that reach the environment, in units of their spread.
+
+    What is clipped has no gradient: a small pull brings an output back within reach where the dense agent is not
+    clipped there too.
+    """
+    reached = heads.executed(head, outputs)
+    gap = (wanted - reached) / spread
+    loss = gap.square().sum(dim=-1)
+    if head.squashed:
+        return loss
+    beyond = (outputs - reached.detach()) / spread * (gap.detach() != 0)
+    return loss + 0.01 * beyond.square().sum(dim=-1)
 
 
 def _standardisation(
