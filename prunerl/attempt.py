@@ -22,22 +22,25 @@ from prunerl.trace import Trace, activity, forward, groups, trace
 from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure, Verdict
 
 REPAIRS = ("least_squares", "distill", "finetune")
-STUDENTS = 4
+STUDENTS = 6
 LARGE = 20_000
 """Networks of more parameters than this are repaired as one student, not as several."""
-SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 24_000
-ITERATIONS = 6
+SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 18_000
+ITERATIONS = 5
+PATIENCE, HOPELESS = 3, 0.5
+"""After this many iterations, students that all stay below this normalised return are given up."""
 UPDATES = 600
-EPISODES_EACH = 6
-VISITS = 6_000
+EPISODES_EACH = 5
+VISITS = 4_000
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What stays the same through a run."""
+    """What stays the same through a run. ``visited`` holds states that the dense agent visits."""
 
     dense: Agent
     traced: Trace
+    visited: Tensor
     yard: Yardstick
     criterion: str
     repair: tuple[str, ...]
@@ -47,7 +50,10 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Where the search stands: an agent, its trace, and the states visited so far (inputs of the network)."""
+    """Where the search stands: an agent, its trace, and the states that pruned agents visited so far.
+
+    States are inputs of the network, shape (states, *observation).
+    """
 
     agent: Agent
     traced: Trace
@@ -76,17 +82,16 @@ def attempt(
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + index)
     agent, state = candidate.agent, candidate.agent.state
+    known = torch.cat([task.visited, candidate.visited])
     units = groups(candidate.traced, state, structure)
     evidence = VisitedEvidence(
-        candidate.traced, state, agent.policy.head, lambda: _some(candidate.visited, SCORED, generator), generator
+        candidate.traced, state, agent.policy.head, lambda: some(known, SCORED, generator), generator
     )
     scores = _hold_masked(criteria.find(task.criterion)(evidence, units), state, structure)
     decision = decide(units, scores)
     decisions = [decision, *_alternatives(decision, scores, structure, generator)]
-    checked = _some(candidate.visited, CHECKED, generator)
-    cuts = [
-        remove(candidate.traced, state, units, d, ties=agent.ties, observations=checked) for d in decisions
-    ]
+    checked = some(known, CHECKED, generator)
+    cuts = [remove(candidate.traced, state, units, d, ties=agent.ties, observations=checked) for d in decisions]
     agents = [agent.with_state(cut) for cut in cuts]
     depth_changed = structure == "layers"
     traced = trace(agents[0].policy.network, checked[:3]) if depth_changed else candidate.traced
@@ -97,8 +102,8 @@ def attempt(
     for name, stage in _stages(task, candidate, work, units, decisions):
         began = time.perf_counter()
         found, verdict, steps, seen = stage(visited)
-        visited = _merge(visited, seen, generator)
-        divergence = _divergence(task, traced, found, visited)
+        visited = _merge(visited, seen)
+        divergence = _divergence(task, traced, found)
         stages.append(Stage(name, divergence, verdict, time.perf_counter() - began, steps))
         states.append(found)
         if verdict.satisfied and name != "cut":
@@ -148,14 +153,14 @@ def _stages(
         return _judged(work, work.cuts[0])
 
     def refit(visited: Tensor) -> Result:
-        chosen = _some(visited, REFITTED, work.generator)
+        chosen = some(torch.cat([task.visited, visited]), REFITTED, work.generator)
         before = activity(candidate.traced, candidate.agent.state.tensors, chosen).outputs
         answers = forward(task.traced, task.dense.state.tensors, chosen)
         for i, (state, decision) in enumerate(zip(work.cuts, decisions, strict=True)):
             targets = _targets(candidate.traced, units, decision, before, answers)
             fitted = least_squares(work.traced, state.tensors, state.masks, chosen, targets)
             refitted[i] = replace(state, tensors={**state.tensors, **fitted})
-        lessons = Lessons(chosen, answers, _scale(task, answers))
+        lessons = Lessons(chosen, answers, _scale(task, answers), len(chosen))
         order = divergences(work.traced, [s.tensors for s in refitted], task.dense.policy.head, lessons)
         latest[0] = _finished(work, refitted[int(np.argmin(order))], lessons)
         return _judged(work, latest[0])
@@ -183,7 +188,6 @@ def distilled(
     generator: torch.Generator,
     *,
     index: int,
-    judged: bool = True,
 ) -> Result:
     """Distil the dense agent into students on the states that they themselves visit, until one passes.
 
@@ -193,10 +197,9 @@ def distilled(
         task: The run.
         traced, agent: The shape of the students.
         students: Their tensors to start from.
-        visited: States visited so far.
+        visited: States that pruned agents visited so far.
         generator: Draws minibatches and samples.
         index: Number that keeps the seeds of this call apart from those of others.
-        judged: Stop at the first student that passes; otherwise run all iterations.
 
     Returns:
         The best student's state, its verdict, the environment steps taken and the states visited.
@@ -207,7 +210,7 @@ def distilled(
     steps, known = 0, visited
     masks = students[0].masks
     for iteration in range(ITERATIONS):
-        lessons = _lessons(task, known, generator)
+        lessons = _lessons(task, known)
         rate = 1e-2 if iteration == 0 else 5e-3
         rate = rate if traced and size(traced, tensors[0]).parameters <= 1000 else 0.3 * rate
         tensors = distill(
@@ -219,17 +222,27 @@ def distilled(
         played = rollout_each(players, task.dense.env, chosen, record=True)
         steps += sum(p.steps for p in played)
         seen = [heads.prepare(task.dense.policy, p.observations) for p in played]
-        known = torch.cat([known, _some(torch.cat(seen), VISITS, generator)])
-        best = int(np.argmax([np.mean(p.returns) for p in played]))
-        state = _calibrated(task, traced, replace(students[best], tensors=tensors[best]), lessons)
-        state = follow(state, agent.ties)
-        verdict, cost = judge(task.yard, agent.with_state(state).policy)
-        steps += cost
-        results.append((state, verdict))
-        if judged and verdict.satisfied:
+        known = torch.cat([known, some(torch.cat(seen), VISITS, generator)])
+        for best in _promising(task, [float(np.mean(p.returns)) for p in played]):
+            state = _calibrated(task, traced, replace(students[best], tensors=tensors[best]), lessons)
+            state = follow(state, agent.ties)
+            verdict, cost = judge(task.yard, agent.with_state(state).policy)
+            steps += cost
+            results.append((state, verdict))
+            if verdict.satisfied:
+                break
+        if results[-1][1].satisfied or (iteration + 1 >= PATIENCE and max(v.normalized for _, v in results) < HOPELESS):
             break
     state, verdict = max(results, key=lambda r: (r[1].satisfied, r[1].interval[0]))
     return state, verdict, steps, known[len(visited) :]
+
+
+def _promising(task: Task, returns: Sequence[float]) -> list[int]:
+    """Return the student that played best, and the second where it played well enough to pass as well."""
+    dense = float(np.mean(task.yard.dense))
+    enough = dense - task.yard.tolerance * (dense - task.yard.random)
+    order = sorted(range(len(returns)), key=lambda i: -returns[i])
+    return order[:1] + [i for i in order[1:2] if returns[i] >= enough]
 
 
 def _judged(work: _Work, state: State) -> Result:
@@ -288,40 +301,35 @@ def _hold_masked(scores: Scores, state: State, structure: Structure) -> Scores:
     if structure != "weights":
         return scores
     low = -float("inf")
-    return {
-        n: s.masked_fill(~state.masks[n].flatten(), low) if n in state.masks else s for n, s in scores.items()
-    }
+    return {n: s.masked_fill(~state.masks[n].flatten(), low) if n in state.masks else s for n, s in scores.items()}
 
 
-def _lessons(task: Task, visited: Tensor, generator: torch.Generator) -> Lessons:
-    recent = visited[-LESSONS // 2 :]
-    chosen = torch.cat([_some(visited[: -LESSONS // 2], LESSONS // 2, generator), recent])
+def _lessons(task: Task, visited: Tensor) -> Lessons:
+    chosen = torch.cat([task.visited, visited[-LESSONS:]])
     answers = forward(task.traced, task.dense.state.tensors, chosen)
-    return Lessons(chosen, answers, _scale(task, answers))
+    return Lessons(chosen, answers, _scale(task, answers), len(task.visited))
 
 
 def _scale(task: Task, answers: Tensor) -> float:
     return heads.q_scale(task.dense.policy.head, answers)
 
 
-def _divergence(task: Task, traced: Trace, state: State, visited: Tensor) -> float:
-    chosen = visited[-REFITTED:]
-    answers = forward(task.traced, task.dense.state.tensors, chosen)
-    lessons = Lessons(chosen, answers, _scale(task, answers))
+def _divergence(task: Task, traced: Trace, state: State) -> float:
+    """Return the mean KL from the dense agent in states that it visits itself, the same for all stages."""
+    answers = forward(task.traced, task.dense.state.tensors, task.visited)
+    lessons = Lessons(task.visited, answers, _scale(task, answers), len(answers))
     return divergences(traced, [state.tensors], task.dense.policy.head, lessons)[0]
 
 
-def _some(states: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def some(states: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return at most ``count`` of the states, drawn without replacement, in order."""
     if len(states) <= count:
         return states
     return states[torch.randperm(len(states), generator=generator)[:count].sort().values]
 
 
-def _merge(visited: Tensor, seen: Tensor | None, generator: torch.Generator) -> Tensor:
-    if seen is None or not len(seen):
-        return visited
-    return torch.cat([_some(visited, LESSONS, generator), _some(seen, LESSONS, generator)])
+def _merge(visited: Tensor, seen: Tensor | None) -> Tensor:
+    return visited if seen is None else torch.cat([visited, seen])[-LESSONS:]
 
 
 def masked_parameters(candidate: Candidate) -> int:

@@ -35,10 +35,10 @@ def linear_policy(task: Task, dense: Candidate, pruned: Candidate) -> tuple[Cand
     """A policy without hidden layers, distilled in the same way from random weights."""
     agent, traced = pruned.agent, pruned.traced
     while layers := layer_groups(traced):
-        observations = dense.visited[:64]
+        observations = task.visited[:64]
         state = compose(traced, agent.state, layers[0].name, ties=agent.ties, observations=observations)
         agent = agent.with_state(state)
-        traced = trace(agent.policy.network, dense.visited[:3])
+        traced = trace(agent.policy.network, task.visited[:3])
     return _from_random(task, dense, agent, traced, number=2)
 
 
@@ -50,7 +50,7 @@ def magnitude(task: Task, dense: Candidate, pruned: Candidate) -> tuple[Candidat
     state, traced = dense.agent.state, dense.traced
     groups = unit_groups(traced, state.tensors)
     generator = torch.Generator().manual_seed(task.seed)
-    evidence = VisitedEvidence(traced, state, task.dense.policy.head, lambda: dense.visited, generator)
+    evidence = VisitedEvidence(traced, state, task.dense.policy.head, lambda: task.visited, generator)
     scores = criteria.magnitude(evidence, groups)
     target = cost.size(pruned.traced, pruned.agent.state.tensors).parameters
     try:

@@ -30,7 +30,8 @@ def size(traced: Trace, tensors: Mapping[str, Tensor]) -> Size:
 def stored(traced: Trace, state: State) -> int:
     """Return the numbers of a policy network that are not held at zero by a mask."""
     return sum(
-        int(state.masks[name].sum()) if name in state.masks else state.tensors[name].numel() for name in traced.parameters
+        int(state.masks[name].sum()) if name in state.masks else state.tensors[name].numel()
+        for name in traced.parameters
     )
 
 

@@ -19,7 +19,7 @@ PURPOSES = {"visit": 0, "select": 1_000_000, "confirm": 2_000_000, "random": 3_0
 
 FIRST_LOOK = 25
 RANDOM_EPISODES = 50
-FEWEST, MOST = 50, 400
+FEWEST, MOST = 50, 200
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def yardstick(policy: Policy, env: EnvSpec, *, tolerance: float, seed: int, epis
     """Play the dense and the random policy on their seeds.
 
     The number of episodes grows with the spread of the dense agent's returns, until half the interval of its mean
-    is about half the tolerance, within 50 to 400.
+    is about half the tolerance, within 50 to 200.
 
     Raises:
         BudgetError: The dense agent is not better than random.
@@ -115,9 +115,15 @@ def yardstick(policy: Policy, env: EnvSpec, *, tolerance: float, seed: int, epis
     random = rollout(None, env, seeds(seed, "random", RANDOM_EPISODES))
     chance = float(np.mean(random.returns))
     first = rollout(policy, env, seeds(seed, "select", episodes or FEWEST))
-    stats.verdict(first.returns, first.returns, chance, tolerance=tolerance, first_seed=0)  # refuses a dense agent no better
+    stats.verdict(
+        first.returns, first.returns, chance, tolerance=tolerance, first_seed=0
+    )  # refuses a dense agent no better
     needed = episodes or episodes_needed(first.returns, chance, tolerance)
-    more = rollout(policy, env, seeds(seed, "select", needed)[len(first.returns) :]) if needed > len(first.returns) else None
+    more = (
+        rollout(policy, env, seeds(seed, "select", needed)[len(first.returns) :])
+        if needed > len(first.returns)
+        else None
+    )
     dense = first.returns + (more.returns if more else ())
     steps = random.steps + first.steps + (more.steps if more else 0)
     return Yardstick(policy, env, chance, dense, seeds(seed, "select", 1)[0], tolerance, steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,12 +16,13 @@ TEMPERATURE = 0.1
 """Q-values become a distribution by softmax(Q / (TEMPERATURE · scale)), scale from :func:`q_scale`."""
 
 
-def normalize(normalizer: Normalizer | None, observations: NDArray[np.generic]) -> NDArray[np.generic]:
+def normalize(normalizer: Normalizer | None, observations: NDArray[Any]) -> NDArray[Any]:
     """Apply the observation statistics as Stable-Baselines3's ``VecNormalize`` does, in the same precision."""
     if normalizer is None:
         return observations
     scaled = (observations - normalizer.mean) / np.sqrt(normalizer.var + normalizer.epsilon)
-    return np.clip(scaled, -normalizer.clip, normalizer.clip).astype(np.float32)
+    clipped: FloatArray = np.clip(scaled, -normalizer.clip, normalizer.clip).astype(np.float32)
+    return clipped
 
 
 def prepare(policy: Policy, observations: NDArray[np.generic]) -> Tensor:
@@ -38,7 +41,7 @@ def actions(head: Head, output: Tensor) -> NDArray[np.generic]:
     """Return the most likely actions, shape (batch, *action), as the environment takes them."""
     batch = (len(output), *head.shape)
     if head.kind in ("categorical", "q_values"):
-        best = [part.argmax(dim=1) for part in output.split(list(head.sizes), dim=1)]
+        best = [part.argmax(dim=1) for part in torch.split(output, list(head.sizes), dim=1)]
         return (torch.stack(best, dim=1).numpy() + head.start).reshape(batch)
     if head.kind == "bernoulli":
         return (output > 0).to(torch.int8).numpy().reshape(batch)
@@ -65,7 +68,7 @@ def log_probabilities(head: Head, output: Tensor, *, scale: float = 1.0) -> Tens
         return torch.cat([F.logsigmoid(output), F.logsigmoid(-output)], dim=-1)
     if head.kind == "q_values":
         return F.log_softmax(output / (TEMPERATURE * scale), dim=-1)
-    return torch.cat([F.log_softmax(part, dim=-1) for part in output.split(list(head.sizes), dim=-1)], dim=-1)
+    return torch.cat([F.log_softmax(part, dim=-1) for part in torch.split(output, list(head.sizes), dim=-1)], dim=-1)
 
 
 def q_scale(head: Head, output: Tensor) -> float:

@@ -58,13 +58,17 @@ def open_journal(out: str | Path | None, settings: Mapping[str, Any]) -> Journal
         found = (folder / SETTINGS).read_text() if (folder / SETTINGS).is_file() else None
         strangers = sorted(p.name for p in folder.iterdir() if p.name != STEPS)
     except OSError as error:
-        raise RunError(f"Cannot use {str(folder)!r} as a run folder: {error.strerror}. Choose another with --out.") from error
+        raise RunError(
+            f"Cannot use {str(folder)!r} as a run folder: {error.strerror}. Choose another with --out."
+        ) from error
     if found is None and strangers:
         raise RunError(f"Folder {str(folder)!r} holds other files ({strangers[0]!r}). Choose an empty one with --out.")
     if found is None:
         write_atomically(folder / SETTINGS, wanted)
     elif found != wanted:
-        raise RunError(f"Folder {str(folder)!r} holds another run ({_difference(found, settings)}). Choose another with --out.")
+        raise RunError(
+            f"Folder {str(folder)!r} holds another run ({_difference(found, settings)}). Choose another with --out."
+        )
     return Journal(folder)
 
 
@@ -82,7 +86,9 @@ def recall(journal: Journal, name: str) -> Step | None:
             data = json.loads((file.metadata() or {})["data"])
             return Step(data, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  not a mapping
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise RunError(f"Step file {str(path)!r} is damaged ({error}). Remove it; the run computes it again.") from error
+        raise RunError(
+            f"Step file {str(path)!r} is damaged ({error}). Remove it; the run computes it again."
+        ) from error
 
 
 def record(journal: Journal, name: str, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

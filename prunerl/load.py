@@ -45,7 +45,9 @@ def load(
 
         if isinstance(source, BaseAlgorithm):
             return sb3.from_model(source, env=EnvSpec(env) if isinstance(env, str) else env)
-        raise LoadError(f"Cannot load an agent from a {type(source).__name__}. Give a path or a Stable-Baselines3 model.")
+        raise LoadError(
+            f"Cannot load an agent from a {type(source).__name__}. Give a path or a Stable-Baselines3 model."
+        )
     path = Path(source)
     if path.is_dir() and (path / "agent.zip").is_file():
         path = path / "agent.zip"

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from prunerl import baselines, criteria, errors, heads, schedules, stats
-from prunerl.attempt import REPAIRS, Candidate, Task, attempt
+from prunerl.attempt import REPAIRS, Candidate, Task, attempt, some
 from prunerl.cost import size
 from prunerl.errors import BudgetError, RunError
 from prunerl.evaluate import Yardstick, seeds, yardstick
@@ -30,6 +31,7 @@ from prunerl.trace import trace
 from prunerl.types import Agent, EnvSpec, Report, Round, Row, State, Structure, Verdict
 
 VISIT_EPISODES = 24
+VISITED = 12_000
 FEWEST_CONFIRMED = 100
 
 Observer = Callable[[str, Round | None], None]
@@ -109,10 +111,16 @@ def prune(
 
 def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: Observer, source: str) -> Result:
     start = time.perf_counter()
-    yard, candidate = _prepare(dense, settings, journal)
+    yard, candidate, visited = _prepare(dense, settings, journal)
     observer(f"dense agent: return {np.mean(yard.dense):.4g}, random policy: {yard.random:.4g}", None)
     task = Task(
-        dense, candidate.traced, yard, settings["criterion"], tuple(settings["repair"]), settings["finetune_steps"],
+        dense,
+        candidate.traced,
+        visited,
+        yard,
+        settings["criterion"],
+        tuple(settings["repair"]),
+        settings["finetune_steps"],
         settings["seed"],
     )
     made: list[Round] = []
@@ -149,7 +157,9 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         versions=_versions(),
         command=shlex.join(["prunerl", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prunerl") else "",
         seconds=time.perf_counter() - start,
-        env_steps=yard.steps + sum(r.env_steps for r in made) + sum(r.env_steps for r in (dense_row, pruned_row, *rows)),
+        env_steps=yard.steps
+        + sum(r.env_steps for r in made)
+        + sum(r.env_steps for r in (dense_row, pruned_row, *rows)),
     )
     agent = dense.with_state(chosen.agent.state)
     if journal.folder is not None:
@@ -206,14 +216,14 @@ def _settings(
     }
 
 
-def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tuple[Yardstick, Candidate]:
+def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tuple[Yardstick, Candidate, Tensor]:
     """Measure the dense agent and visit states with it."""
     known = recall(journal, "dense")
     policy, tolerance, seed = dense.policy, settings["tolerance"], settings["seed"]
     if known is None:
         yard = yardstick(policy, dense.env, tolerance=tolerance, seed=seed, episodes=settings["episodes"])
         played = rollout(policy, dense.env, seeds(seed, "visit", VISIT_EPISODES), record=True)
-        visited = heads.prepare(policy, played.observations)
+        visited = some(heads.prepare(policy, played.observations), VISITED, torch.Generator().manual_seed(seed))
         yard = replace(yard, steps=yard.steps + played.steps)
         data = {"random": yard.random, "dense": yard.dense, "steps": yard.steps}
         record(journal, "dense", data, {"visited": visited})
@@ -222,7 +232,7 @@ def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tup
         kept = known.data
         yard = Yardstick(policy, dense.env, kept["random"], tuple(kept["dense"]), first, tolerance, kept["steps"])
         visited = known.tensors["visited"]
-    return yard, Candidate(dense, trace(policy.network, visited[:3]), visited)
+    return yard, Candidate(dense, trace(policy.network, visited[:3]), visited[:0]), visited
 
 
 def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: Journal) -> tuple[Round, Candidate]:
@@ -238,7 +248,7 @@ def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: J
     agent = task.dense.with_state(_unpacked(known.tensors))
     visited = known.tensors["visited"]
     depth_changed = plan.structure == "layers"
-    traced = trace(agent.policy.network, visited[:3]) if depth_changed else current.traced
+    traced = trace(agent.policy.network, task.visited[:3]) if depth_changed else current.traced
     return made, Candidate(agent, traced, visited)
 
 
@@ -252,7 +262,9 @@ def _confirm(
         known = recall(journal, f"confirm-{number:03d}")
         if known is None:
             rows = _confirmation(task, dense, option, seeds(task.seed, "confirm", episodes, offset=number * episodes))
-            record(journal, f"confirm-{number:03d}", {"dense": schema.plain(rows[0]), "pruned": schema.plain(rows[1])}, {})
+            record(
+                journal, f"confirm-{number:03d}", {"dense": schema.plain(rows[0]), "pruned": schema.plain(rows[1])}, {}
+            )
         else:
             rows = (schema.read(Row, known.data["dense"]), schema.read(Row, known.data["pruned"]))
         if rows[1].verdict.satisfied or settings["schedule"] != "adaptive":
@@ -271,9 +283,7 @@ def _confirmation(task: Task, dense: Candidate, option: Candidate, chosen: range
     return dense_row, baselines.row("pruned", option, found, time.perf_counter() - began, played.steps)
 
 
-def _baselines(
-    task: Task, dense: Candidate, chosen: Candidate, dense_row: Row, journal: Journal
-) -> Iterator[Row]:
+def _baselines(task: Task, dense: Candidate, chosen: Candidate, dense_row: Row, journal: Journal) -> Iterator[Row]:
     for name, make in baselines.BASELINES.items():
         slug = name.replace(" ", "-").replace(",", "")
         known = recall(journal, f"baseline-{slug}")

@@ -180,7 +180,9 @@ def _validate(state: State, groups: Sequence[Group], decision: Decision) -> None
     known = {group.name: group for group in groups}
     for name, keep in decision.items():
         if name not in known:
-            raise RemovalError(f"Group {name!r} is not among {sorted(known)}. Decide on the groups of this agent's trace.")
+            raise RemovalError(
+                f"Group {name!r} is not among {sorted(known)}. Decide on the groups of this agent's trace."
+            )
         if keep.dtype != torch.bool or keep.shape != (known[name].units,):
             raise RemovalError(
                 f"Group {name!r} needs a bool mask of shape ({known[name].units},), "
@@ -197,7 +199,9 @@ def _mask_weights(state: State, groups: Sequence[Group], decision: Decision, tie
     for group in groups:
         if group.name in decision:
             tensor = state.tensors[group.name]
-            keep = decision[group.name].view(tensor.shape) & held.get(group.name, torch.ones_like(tensor, dtype=torch.bool))
+            keep = decision[group.name].view(tensor.shape) & held.get(
+                group.name, torch.ones_like(tensor, dtype=torch.bool)
+            )
             held[group.name] = keep
             if group.name in copies:
                 held[copies[group.name]] = keep

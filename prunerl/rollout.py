@@ -59,7 +59,9 @@ def rollout(
     return parts[0] if count == 1 else _merged(parts, count)
 
 
-def rollout_each(policies: Sequence[Policy], env: EnvSpec, seeds: Sequence[int], *, record: bool = False) -> list[Rollout]:
+def rollout_each(
+    policies: Sequence[Policy], env: EnvSpec, seeds: Sequence[int], *, record: bool = False
+) -> list[Rollout]:
     """Play the same seeds with several policies, side by side in the worker processes.
 
     Raises:
@@ -174,7 +176,9 @@ def _play(job: _Job) -> Rollout:
         ) from error
     if not all(np.isfinite(returns)):
         bad = job.seeds[int(np.flatnonzero(~np.isfinite(returns))[0])]
-        raise EnvironmentFailure(f"Environment {job.env[0].id!r} gave a reward that is not finite (seed {bad}). Mend it.")
+        raise EnvironmentFailure(
+            f"Environment {job.env[0].id!r} gave a reward that is not finite (seed {bad}). Mend it."
+        )
     flat = [o for episode in seen for o in episode]
     return Rollout(tuple(returns), steps, np.stack(flat) if flat else np.empty(0))
 

@@ -106,7 +106,9 @@ def _drop_layers(task: Task, current: Candidate, step: Step, *, keep: int, least
         if not useful:
             return current
         with torch.no_grad():
-            curved = {n: unexplained(current.traced, current.agent.state.tensors, n, current.visited[-4096:]) for n in useful}
+            curved = {
+                n: unexplained(current.traced, current.agent.state.tensors, n, task.visited[-4096:]) for n in useful
+            }
         name = min(curved, key=lambda n: curved[n])
         made, candidate = step(current, Attempt("layers", _drop(name), sizes[name]))
         if not made.satisfied:

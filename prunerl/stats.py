@@ -82,4 +82,6 @@ def verdict(
 def check_tolerance(tolerance: float) -> None:
     """Raise BudgetError unless the tolerance is a positive number."""
     if not (0.0 < tolerance < float("inf")):
-        raise BudgetError(f"tolerance must be above 0, got {tolerance}. 0.05 allows a loss of 5 % of the dense agent's gain.")
+        raise BudgetError(
+            f"tolerance must be above 0, got {tolerance}. 0.05 allows a loss of 5 % of the dense agent's gain."
+        )

@@ -107,7 +107,8 @@ def trace(network: nn.Module, observations: Tensor) -> Trace:
 def forward(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> Tensor:
     """Compute the network's output with the given tensors in place of its own."""
     result = traced.module(*_arguments(traced, tensors, observations))
-    return result[0] if isinstance(result, (tuple, list)) else result
+    output: Tensor = result[0] if isinstance(result, (tuple, list)) else result
+    return output
 
 
 def activity(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> Activity:

@@ -10,14 +10,21 @@ import numpy as np
 
 from prunerl.errors import TrustError
 
-_NUMPY = {
+_ARRAY, _BUFFER, _SCALAR = np.empty(1).__reduce__()[0], np.empty(1).__reduce_ex__(5)[0], np.float64(0).__reduce__()[0]
+_NUMPY: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    ("numpy._core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    ("numpy.core.multiarray", "scalar"): np.core.multiarray.scalar,  # type: ignore[attr-defined]
-    ("numpy._core.multiarray", "scalar"): np.core.multiarray.scalar,  # type: ignore[attr-defined]
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _ARRAY),
+            ("multiarray", "scalar", _SCALAR),
+            ("numeric", "_frombuffer", _BUFFER),
+        )
+    },
 }
+"""What rebuilds arrays, under its old and its new name; taken from arrays, since NumPy warns of its private modules."""
 
 
 class Inert:

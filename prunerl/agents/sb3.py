@@ -82,11 +82,7 @@ class SB3Agent:
         """What is deployed."""
         built = _build_policy(self)
         observation_space, action_space = self.spaces
-        actor: nn.Module
-        if self.algorithm == "dqn":
-            actor = _QNetwork(built, observation_space)
-        else:
-            actor = _Actor(built, observation_space)
+        actor = (_QNetwork if self.algorithm == "dqn" else _Actor)(built, observation_space)
         actor.requires_grad_(False).eval()
         head = _head(self.algorithm, action_space, built, self.state)
         normalizer = _normalizer(self.settings.normalization)
@@ -97,7 +93,9 @@ class SB3Agent:
         """Target networks follow the online network, gSDE's noise the last hidden layer."""
         if self.algorithm == "dqn":
             online = [(n, t.dim()) for n, t in self.state.tensors.items() if n.startswith("q_net.")]
-            return tuple(Tie(n, d, n.replace("q_net.", "q_net_target.", 1), d) for n, dims in online for d in range(dims))
+            return tuple(
+                Tie(n, d, n.replace("q_net.", "q_net_target.", 1), d) for n, dims in online for d in range(dims)
+            )
         log_std = self.state.tensors.get("log_std")
         if log_std is not None and log_std.dim() == 2:
             return (Tie("action_net.weight", 1, "log_std", 0),)
@@ -169,7 +167,7 @@ class SB3Agent:
 class _Actor(nn.Module):
     """The part of an actor–critic policy that acts, under the policy's own parameter names."""
 
-    def __init__(self, policy: BasePolicy, space: gym.Space[Any]) -> None:
+    def __init__(self, policy: Any, space: gym.Space[Any]) -> None:
         super().__init__()
         self.space = space
         self.pi_features_extractor = policy.pi_features_extractor
@@ -185,7 +183,9 @@ class _Actor(nn.Module):
 class _QNetwork(nn.Module):
     """The online Q-network of a DQN policy, under the policy's own parameter names."""
 
-    def __init__(self, policy: BasePolicy, space: gym.Space[Any]) -> None:
+    q_net: Any  # Stable-Baselines3's QNetwork, whose own attributes a Module does not declare
+
+    def __init__(self, policy: Any, space: gym.Space[Any]) -> None:
         super().__init__()
         self.space = space
         self.q_net = policy.q_net
@@ -316,9 +316,9 @@ def _train_freq(value: Any, notes: list[str]) -> Any:
 
 
 def _trusted_policy_kwargs(contents: sb3_zip.Contents) -> dict[str, Any]:
-    from stable_baselines3.common.save_util import json_to_data
-
     import json
+
+    from stable_baselines3.common.save_util import json_to_data
 
     only = {"policy_kwargs": contents.data.get("policy_kwargs") or {}}
     loaded = json_to_data(json.dumps(only)).get("policy_kwargs", {})
@@ -329,7 +329,7 @@ def _check_spaces(contents: sb3_zip.Contents, env: EnvSpec, pair: tuple[gym.Spac
     first, last = ("q_net.q_net", "q_net.q_net") if contents.algorithm == "dqn" else ("mlp_extractor.policy_net", None)
     weights = _stack(contents.tensors, first)
     head = contents.tensors.get("action_net.weight") if last is None else (weights[-1] if weights else None)
-    inner = (weights or [head])[0]
+    inner = weights[0] if weights else head
     if head is None or inner is None:
         raise LoadError(
             f"{contents.path}: no tensors {first}.* of an MlpPolicy. Policies with convolutions, dicts or shared "
@@ -340,13 +340,16 @@ def _check_spaces(contents: sb3_zip.Contents, env: EnvSpec, pair: tuple[gym.Spac
         raise SpaceError(f"Observations of {env.id!r} are {observation_space}; MlpPolicy takes flat ones.")
     wanted, got = spaces.flatdim(observation_space), inner.shape[1]
     if wanted != got:
-        raise SpaceError(f"{contents.path} takes {got} inputs, but {env.id!r} observes {wanted}. Give the env it was trained in.")
+        raise SpaceError(
+            f"{contents.path} takes {got} inputs, but {env.id!r} observes {wanted}. Give the env it was trained in."
+        )
     outputs = _outputs(action_space)
     if outputs is None or (contents.algorithm == "dqn" and not isinstance(action_space, spaces.Discrete)):
         raise SpaceError(f"{contents.algorithm.upper()} cannot act in {env.id!r}: its actions are {action_space}.")
     if outputs != head.shape[0]:
         raise SpaceError(
-            f"{contents.path} has {head.shape[0]} outputs, but {env.id!r} takes {action_space}. Give the env it was trained in."
+            f"{contents.path} has {head.shape[0]} outputs, but {env.id!r} takes {action_space}. "
+            "Give the env it was trained in."
         )
 
 
@@ -479,7 +482,9 @@ def _from_model(agent: SB3Agent, model: BaseAlgorithm, masks: Mapping[str, Tenso
     normalization = agent.settings.normalization
     wrapper = model.get_vec_normalize_env()
     if normalization is not None and wrapper is not None:
-        rms = {k: {f: getattr(getattr(wrapper, k), f) for f in ("mean", "var", "count")} for k in ("obs_rms", "ret_rms")}
+        rms = {
+            k: {f: getattr(getattr(wrapper, k), f) for f in ("mean", "var", "count")} for k in ("obs_rms", "ret_rms")
+        }
         normalization = {**normalization, **rms}
     settings = replace(agent.settings, counters=counters, normalization=normalization)
     return replace(agent, settings=settings, state=State(tensors, moments, {**agent.state.masks, **masks}))
@@ -515,7 +520,9 @@ def _training_env(agent: SB3Agent) -> VecEnv:
     saved = agent.settings.normalization
     if saved is None:
         return env
-    options = {k: saved[k] for k in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward") if k in saved}
+    options = {
+        k: saved[k] for k in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward") if k in saved
+    }
     wrapped = VecNormalize(env, **options)
     for name in ("obs_rms", "ret_rms"):
         if saved.get(name):

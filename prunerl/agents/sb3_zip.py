@@ -119,7 +119,8 @@ def _check_tensors(path: Path, tensors: Any) -> None:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             raise LoadError(
-                f"{path}: tensor {name!r} holds {bad} NaN or infinite values. Take a checkpoint from before training diverged."
+                f"{path}: tensor {name!r} holds {bad} NaN or infinite values. "
+                "Take a checkpoint from before training diverged."
             )
 
 
@@ -145,7 +146,9 @@ def _algorithm(path: Path, data: Mapping[str, Any], tensors: Mapping[str, Tensor
 
 ACTIVATIONS = {
     name: getattr(nn, name)
-    for name in "ReLU Tanh ELU LeakyReLU SiLU GELU Sigmoid Softplus Mish SELU Hardtanh ReLU6 CELU Softsign Identity".split()
+    for name in (
+        "ReLU Tanh ELU LeakyReLU SiLU GELU Sigmoid Softplus Mish SELU Hardtanh ReLU6 CELU Softsign Identity"
+    ).split()
 }
 PLAIN_POLICY_KWARGS = frozenset(
     "ortho_init log_std_init use_sde full_std use_expln squash_output normalize_images share_features_extractor "

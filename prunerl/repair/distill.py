@@ -25,11 +25,29 @@ class Lessons:
         observations: The network's inputs, shape (states, *observation).
         answers: The dense network's outputs, shape (states, outputs).
         scale: Spread of the dense agent's Q-values, see :func:`prunerl.heads.q_scale`.
+        dense: How many of the states, the first ones, the dense agent visited; the others visited pruned agents.
     """
 
     observations: Tensor
     answers: Tensor
     scale: float
+    dense: int
+
+
+@dataclass(frozen=True)
+class Taste:
+    """How one student learns. Students of different tastes fail in different ways, and the best is kept.
+
+    Attributes:
+        own: Share of each minibatch that comes from states that pruned agents visited.
+        divergence: Weight of the KL divergence; the rest weighs the regret Σ π(a)(max Q − Q(a)), for Q-values only.
+    """
+
+    own: float
+    divergence: float
+
+
+TASTES = (Taste(0.5, 1.0), Taste(0.15, 0.05), Taste(0.85, 1.0), Taste(0.5, 0.05), Taste(0.15, 1.0), Taste(0.85, 0.05))
 
 
 def distill(
@@ -43,9 +61,10 @@ def distill(
     learning_rate: float,
     generator: torch.Generator,
 ) -> list[dict[str, Tensor]]:
-    """Train the students to answer as the dense agent does: KL of the action distributions, on minibatches.
+    """Train the students to answer as the dense agent does, on minibatches.
 
-    All students have one shape and are trained side by side as one batch of networks. Inputs are standardised for
+    The loss is the KL divergence of the action distributions, for Q-values also the regret of the student's
+    distribution under them, in the proportions of the student's :class:`Taste`. All students have one shape and are trained side by side as one batch of networks. Inputs are standardised for
     the training, and the standardisation is folded back into the first layers, exactly.
 
     Args:
@@ -61,7 +80,8 @@ def distill(
     Returns:
         The trained tensors of each student.
 
-    Reference: Rusu 2016 (policy distillation), eq. 3; Ross 2011 (DAgger) for the states; Smith 2018 (one-cycle).
+    Reference: Rusu 2016 (policy distillation), eq. 3; Ross 2011 (DAgger) for the states; Ross & Bagnell 2014
+    (AggreVaTe) for the regret; Smith 2018 (one-cycle).
     """
     mean, deviation = _standardisation(traced, students[0], lessons.observations)
     names = [n for n in traced.parameters if students[0][n].is_floating_point()]
@@ -73,15 +93,20 @@ def distill(
     spread = wanted.std(dim=0).clamp_min(1e-3)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=WARM_UP)
-    run = torch.func.vmap(lambda own, x: forward(traced, {**fixed, **apply(own, masks)}, x), (0, None))
-    for index in torch.randint(len(inputs), (updates, BATCH), generator=generator):
-        outputs = run(trained, inputs[index])
+    run = torch.func.vmap(lambda own, x: forward(traced, {**fixed, **apply(own, masks)}, x))
+    tastes = [TASTES[i % len(TASTES)] for i in range(len(students))]
+    regret = _regret(head, lessons)
+    weight = torch.tensor([1.0 if regret is None else t.divergence for t in tastes]).unsqueeze(1)
+    for _ in range(updates):
+        index = _minibatches(lessons, tastes, generator)
+        outputs, target = run(trained, inputs[index]), wanted[index]
         if head.kind == "gaussian":
-            loss = _action_error(head, wanted[index], outputs, spread)
+            loss = _action_error(head, target, outputs, spread)
         else:
-            target = wanted[index]
             learnt = heads.log_probabilities(head, outputs, scale=lessons.scale)
-            loss = (target.exp() * (target - learnt)).sum(dim=-1)
+            loss = weight * (target.exp() * (target - learnt)).sum(dim=-1)
+            if regret is not None:
+                loss = loss + (1.0 - weight) * (learnt.exp() * regret[index]).sum(dim=-1)
         optimizer.zero_grad()
         loss.mean(dim=-1).sum().backward()
         optimizer.step()
@@ -93,9 +118,7 @@ def distill(
     return result
 
 
-def divergences(
-    traced: Trace, students: Sequence[Mapping[str, Tensor]], head: Head, lessons: Lessons
-) -> list[float]:
+def divergences(traced: Trace, students: Sequence[Mapping[str, Tensor]], head: Head, lessons: Lessons) -> list[float]:
     """Return each student's mean KL from the dense agent over the lessons, in nats."""
     with torch.no_grad():
         found = [forward(traced, s, lessons.observations) for s in students]
@@ -115,6 +138,25 @@ def calibrate(traced: Trace, tensors: Mapping[str, Tensor], lessons: Lessons) ->
         return dict(tensors)
     shift = float(lessons.answers.mean()) - factor * float(output.mean())
     return {**tensors, last.weight: tensors[last.weight] * factor, last.bias: tensors[last.bias] * factor + shift}
+
+
+def _minibatches(lessons: Lessons, tastes: Sequence[Taste], generator: torch.Generator) -> Tensor:
+    """Draw one minibatch a student, shape (students, BATCH)."""
+    size = (len(tastes), BATCH)
+    index = torch.randint(lessons.dense, size, generator=generator)
+    others = len(lessons.observations) - lessons.dense
+    if others == 0:
+        return index
+    own = torch.tensor([t.own for t in tastes]).unsqueeze(1)
+    chosen = torch.rand(size, generator=generator) < own
+    return torch.where(chosen, lessons.dense + torch.randint(others, size, generator=generator), index)
+
+
+def _regret(head: Head, lessons: Lessons) -> Tensor | None:
+    """Return max Q − Q(a) in units of the Q-values' spread, shape (states, actions); None for other heads."""
+    if head.kind != "q_values":
+        return None
+    return (lessons.answers.max(dim=-1, keepdim=True).values - lessons.answers) / lessons.scale
 
 
 def _log_probabilities(head: Head, lessons: Lessons) -> Tensor:
