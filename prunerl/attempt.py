@@ -27,7 +27,7 @@ LARGE = 20_000
 """Networks of more parameters than this are repaired as one student, not as several."""
 SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 18_000
 ITERATIONS = 5
-PATIENCE, HOPELESS = 3, 0.5
+PATIENCE, HOPELESS = 3, 0.3
 """After this many iterations, students that all stay below this normalised return are given up."""
 UPDATES = 600
 EPISODES_EACH = 5
@@ -263,7 +263,7 @@ def _calibrated(task: Task, traced: Trace, state: State, lessons: Lessons) -> St
 def _targets(
     before: Trace, units: Sequence[Group], decision: Decision, outputs: Mapping[str, Tensor], answers: Tensor
 ) -> list[Tensor | None]:
-    """Return, for each layer that is left, what it computed before the cut; None where its inputs are what they were."""
+    """Return what each layer that is left computed before the cut; None where its inputs are what they were."""
     whole = {g.name for g in units if g.structure == "layers" and not bool(decision.get(g.name, torch.ones(1)).all())}
     gone = {layer.makes for layer in before.layers if layer.name in whole}
     targets: list[Tensor | None] = []
@@ -282,10 +282,10 @@ def _targets(
 def _alternatives(
     decision: Decision, scores: Scores, structure: Structure, generator: torch.Generator
 ) -> list[Decision]:
-    """Draw other sets of as many units, better scores more likely (Gumbel top-k, Kool 2019, on the score's logarithm)."""
+    """Draw other sets of as many units, better scores more likely: Gumbel top-k on log scores (Kool 2019)."""
     if structure != "units":
         return []
-    drawn = []
+    drawn: list[Decision] = []
     for _ in range(STUDENTS - 1):
         other = {}
         for name, keep in decision.items():

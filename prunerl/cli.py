@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 import traceback
@@ -128,10 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _fewer_warnings(command.debug):
             _run(command)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         more = " The same command goes on from the last finished round." if isinstance(command, Prune) else ""
         print(f"prunerl: interrupted.{more}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except PruneError as error:
         if command.debug:
             traceback.print_exc()

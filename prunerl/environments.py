@@ -28,7 +28,14 @@ def make(spec: EnvSpec) -> Env:
             "Check the id and --env-kwargs, and that the package that registers it is installed."
         ) from error
     for path, kwargs in spec.wrappers:
-        env = _wrapper(path)(env, **kwargs)
+        wrapper = _wrapper(path)
+        try:
+            env = wrapper(env, **kwargs)
+        except Exception as error:  # whatever a third party's constructor raises
+            raise EnvironmentFailure(
+                f"Wrapper {path!r} with arguments {dict(kwargs)} cannot be put around {spec.id!r}: {_first_line(error)}."
+                " Check its arguments."
+            ) from error
     return env
 
 

@@ -19,7 +19,7 @@ PURPOSES = {"visit": 0, "select": 1_000_000, "confirm": 2_000_000, "random": 3_0
 
 FIRST_LOOK = 25
 RANDOM_EPISODES = 50
-FEWEST, MOST = 50, 200
+FEWEST, MOST = 50, 400
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def yardstick(policy: Policy, env: EnvSpec, *, tolerance: float, seed: int, epis
     """Play the dense and the random policy on their seeds.
 
     The number of episodes grows with the spread of the dense agent's returns, until half the interval of its mean
-    is about half the tolerance, within 50 to 200.
+    is about half the tolerance, within 50 to 400.
 
     Raises:
         BudgetError: The dense agent is not better than random.
@@ -134,7 +134,7 @@ def episodes_needed(returns: Sequence[float], random: float, tolerance: float) -
     spread = float(np.std(returns)) / max(float(np.mean(returns)) - random, 1e-12)
     needed = (1.96 * spread / (tolerance / 2)) ** 2
     doublings = math.ceil(math.log2(max(needed / FEWEST, 1.0)))
-    return min(FEWEST * 2**doublings, MOST)
+    return int(min(FEWEST * 2**doublings, MOST))
 
 
 def judge(yard: Yardstick, policy: Policy) -> tuple[Verdict, int]:

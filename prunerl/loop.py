@@ -28,7 +28,7 @@ from prunerl.report import schema
 from prunerl.rollout import rollout, warm_up
 from prunerl.search import STRUCTURES, Attempt, adaptive, fixed
 from prunerl.trace import trace
-from prunerl.types import Agent, EnvSpec, Report, Round, Row, State, Structure, Verdict
+from prunerl.types import Agent, EnvSpec, Report, Round, Row, State, Verdict
 
 VISIT_EPISODES = 24
 VISITED = 12_000
@@ -140,7 +140,7 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
     else:
         options = [fixed(task, candidate, settings, step)]
     observer("confirming on seeds that were not used before", None)
-    chosen, dense_row, pruned_row = _confirm(task, candidate, options, journal, settings)
+    chosen, dense_row, pruned_row, refused = _confirm(task, candidate, options, journal, settings)
     observer("making the baselines", None)
     rows = tuple(_baselines(task, candidate, chosen, dense_row, journal)) if settings["compare"] else ()
     report = Report(
@@ -153,7 +153,7 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         baselines=rows,
         rounds=tuple(made),
         kept_whole=dict(candidate.traced.kept_whole),
-        notes=dense.notes,
+        notes=(*dense.notes, *_refusals(refused)),
         versions=_versions(),
         command=shlex.join(["prunerl", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prunerl") else "",
         seconds=time.perf_counter() - start,
@@ -254,33 +254,36 @@ def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: J
 
 def _confirm(
     task: Task, dense: Candidate, options: Sequence[Candidate], journal: Journal, settings: Mapping[str, Any]
-) -> tuple[Candidate, Row, Row]:
-    """Judge the smallest agent that passed on fresh seeds; where it fails, the next larger one on other fresh seeds."""
+) -> tuple[Candidate, Row, Row, int]:
+    """Judge the smallest agent that passed on fresh seeds; where it fails, the next larger one.
+
+    Returns:
+        The agent that was confirmed, the rows of the dense agent and of it, and how many failed before it.
+    """
     episodes = settings["episodes"] or max(FEWEST_CONFIRMED, len(task.yard.dense))
-    attempts = [*options, dense]
-    for number, option in enumerate(attempts):
-        known = recall(journal, f"confirm-{number:03d}")
-        if known is None:
-            rows = _confirmation(task, dense, option, seeds(task.seed, "confirm", episodes, offset=number * episodes))
-            record(
-                journal, f"confirm-{number:03d}", {"dense": schema.plain(rows[0]), "pruned": schema.plain(rows[1])}, {}
-            )
-        else:
-            rows = (schema.read(Row, known.data["dense"]), schema.read(Row, known.data["pruned"]))
-        if rows[1].verdict.satisfied or settings["schedule"] != "adaptive":
-            return option, *rows
+    chosen = seeds(task.seed, "confirm", episodes)
+    reference = _judged_row("dense", task, dense, chosen, None, journal)
+    for number, option in enumerate([*options, dense]):
+        row = _judged_row(f"confirm-{number:03d}", task, option, chosen, reference.verdict, journal)
+        if row.verdict.satisfied or settings["schedule"] != "adaptive":
+            return option, reference, row, number
     raise RunError("The dense agent did not confirm itself. Report this with the environment's id.")
 
 
-def _confirmation(task: Task, dense: Candidate, option: Candidate, chosen: range) -> tuple[Row, Row]:
+def _judged_row(
+    name: str, task: Task, option: Candidate, chosen: range, reference: Verdict | None, journal: Journal
+) -> Row:
+    known = recall(journal, f"row-{name}")
+    if known is not None:
+        return schema.read(Row, known.data["row"])  # type: ignore[no-any-return]
     began = time.perf_counter()
-    reference = rollout(task.dense.policy, task.dense.env, chosen)
-    own = baselines.verdict(task, reference.returns, reference.returns, chosen)
-    dense_row = baselines.row("dense", dense, own, time.perf_counter() - began, reference.steps)
-    began = time.perf_counter()
-    played = reference if option is dense else rollout(option.agent.policy, task.dense.env, chosen)
-    found = baselines.verdict(task, reference.returns, played.returns, chosen)
-    return dense_row, baselines.row("pruned", option, found, time.perf_counter() - began, played.steps)
+    played = rollout(option.agent.policy, task.dense.env, chosen)
+    dense = played.returns if reference is None else reference.dense
+    found = baselines.verdict(task, dense, played.returns, chosen)
+    label = "dense" if reference is None else "pruned"
+    row = baselines.row(label, option, found, time.perf_counter() - began, played.steps)
+    record(journal, f"row-{name}", {"row": schema.plain(row)}, {})
+    return row
 
 
 def _baselines(task: Task, dense: Candidate, chosen: Candidate, dense_row: Row, journal: Journal) -> Iterator[Row]:
@@ -293,6 +296,12 @@ def _baselines(task: Task, dense: Candidate, chosen: Candidate, dense_row: Row, 
         made = baselines.judged(name, make, task, dense, chosen, dense_row.verdict)
         record(journal, f"baseline-{slug}", {"row": schema.plain(made)}, {})
         yield made
+
+
+def _refusals(count: int) -> tuple[str, ...]:
+    if count == 0:
+        return ()
+    return (f"{count} smaller agents passed the selection but failed the confirmation, and were given up.",)
 
 
 def _finished_run(journal: Journal, dense: Agent) -> Result | None:

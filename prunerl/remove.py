@@ -48,15 +48,15 @@ def remove(
         BudgetError: A group would be emptied.
     """
     _validate(state, groups, decision)
-    decide.check(groups, decision)
+    decide.check([group for group in groups if group.name in decision], decision)
     if all(bool(keep.all()) for keep in decision.values()):
         return state
     structure = groups[0].structure
     if structure == "layers":
         dropped = [g.name for g in groups if g.name in decision and not bool(decision[g.name].all())]
-        for name in dropped:
-            state = compose(traced, state, name, ties=ties, observations=observations)
-        return state
+        if len(dropped) > 1:
+            raise RemovalError(f"A decision drops layers {dropped}. Drop one layer at a time, and trace after each.")
+        return compose(traced, state, dropped[0], ties=ties, observations=observations)
     if structure == "weights":
         masked = _mask_weights(state, groups, decision, ties)
         return fold_dead(traced, masked, ties=ties, observations=observations)
@@ -111,7 +111,8 @@ def compose(traced: Trace, state: State, name: str, *, ties: Sequence[Tie], obse
     """Drop hidden layer ``name``: its reader takes the layer's inputs instead.
 
     With W₁, b₁ of the layer, W₂, b₂ of its reader and the activation a(z) ≈ s∘z + c fitted by least squares on the
-    observations, the reader becomes W₂ diag(s) W₁ and W₂(s∘b₁ + c) + b₂.
+    observations, the reader becomes W₂ diag(s) W₁ and W₂(s∘b₁ + c) + b₂. What is tied to the reader's inputs without
+    being a copy of it, such as gSDE's noise, takes for each new input the mean over those that are gone.
     """
     layer = next(entry for entry in traced.layers if entry.name == name)
     reader = next(entry for entry in traced.layers if entry.reads == layer.makes)
@@ -136,6 +137,14 @@ def compose(traced: Trace, state: State, name: str, *, ties: Sequence[Tie], obse
                 held.pop(names.get(gone, gone), None)
         moments.pop(target, None)
         held.pop(target, None)
+    inputs, copies = (reader.weight, 0 if reader.transposed else 1), replicas(state, ties)[-1]
+    for tie in ties:
+        if (tie.source, tie.source_dim) == inputs and tie.target != copies.get(tie.source):
+            mean = state.tensors[tie.target].mean(dim=tie.target_dim, keepdim=True)
+            width = tensors[reader.weight].shape[tie.source_dim]
+            tensors[tie.target] = mean.repeat_interleave(width, dim=tie.target_dim)
+            moments.pop(tie.target, None)
+            held.pop(tie.target, None)
     return State(tensors, moments, held)
 
 

@@ -139,39 +139,16 @@ def _lane(env: tuple[EnvSpec, Any], index: int) -> gym.Env[Any, Any]:
 
 
 def _play(job: _Job) -> Rollout:
-    lanes = [_lane(job.env, i) for i in range(min(LANES, len(job.seeds)))]
-    waiting = list(enumerate(job.seeds))[::-1]
-    returns = [0.0] * len(job.seeds)
+    """Play a job's episodes on up to LANES environments in this process."""
     seen: list[list[NDArray[Any]]] = [[] for _ in job.seeds]
-    running: dict[int, int] = {}
-    batch: NDArray[Any] | None = None
-    steps = 0
     try:
-        while waiting or running:
-            for i in range(len(lanes)):
-                if i not in running and waiting:
-                    running[i], seed = waiting.pop()
-                    observation = _reset(lanes[i], seed)
-                    if batch is None:
-                        batch = np.stack([observation] * LANES)
-                    batch[i] = observation
-            assert batch is not None  # at least one lane was reset
-            chosen = None if job.policy is None else heads.act(job.policy, batch)
-            for i, episode in list(running.items()):
-                if job.record:
-                    seen[episode].append(batch[i].copy())
-                action = lanes[i].action_space.sample() if chosen is None else chosen[i]
-                observation, reward, terminated, truncated, _ = lanes[i].step(action)
-                returns[episode] += float(reward)
-                batch[i] = observation
-                steps += 1
-                if terminated or truncated:
-                    del running[i]
+        returns, steps = _episodes(job, seen)
+    except EnvironmentFailure:
+        raise
     except Exception as error:  # a third party's environment can raise anything
-        for key in list(_POOL):
-            del _POOL[key]
+        _POOL.clear()
         raise EnvironmentFailure(
-            f"Environment {job.env[0].id!r} failed after {steps} steps: {type(error).__name__}: {error}. "
+            f"Environment {job.env[0].id!r} failed while it was stepped: {type(error).__name__}: {error}. "
             "Nothing was lost; mend the environment and run the same command again."
         ) from error
     if not all(np.isfinite(returns)):
@@ -181,6 +158,34 @@ def _play(job: _Job) -> Rollout:
         )
     flat = [o for episode in seen for o in episode]
     return Rollout(tuple(returns), steps, np.stack(flat) if flat else np.empty(0))
+
+
+def _episodes(job: _Job, seen: list[list[NDArray[Any]]]) -> tuple[list[float], int]:
+    lanes = [_lane(job.env, i) for i in range(min(LANES, len(job.seeds)))]
+    waiting = list(enumerate(job.seeds))[::-1]
+    returns = [0.0] * len(job.seeds)
+    running: dict[int, int] = {}
+    batch: NDArray[Any] | None = None
+    steps = 0
+    while waiting or running:
+        for i in (i for i in range(len(lanes)) if i not in running and waiting):
+            running[i], seed = waiting.pop()
+            observation = _reset(lanes[i], seed)
+            batch = np.stack([observation] * LANES) if batch is None else batch
+            batch[i] = observation
+        assert batch is not None  # at least one lane was reset
+        chosen = None if job.policy is None else heads.act(job.policy, batch)
+        for i, episode in list(running.items()):
+            if job.record:
+                seen[episode].append(batch[i].copy())
+            action = lanes[i].action_space.sample() if chosen is None else chosen[i]
+            observation, reward, terminated, truncated, _ = lanes[i].step(action)
+            returns[episode] += float(reward)
+            batch[i] = observation
+            steps += 1
+            if terminated or truncated:
+                del running[i]
+    return returns, steps
 
 
 def _reset(env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:

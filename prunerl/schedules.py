@@ -4,9 +4,9 @@
 the smallest network that still passes, and moves on the parameter count by what passed and what did not::
 
     plan = Adaptive(step=2.0)
-    while not finished(plan, current, smallest_saving):
-        target = propose(plan, current)     # remove and judge
-        plan = grow(plan) if satisfied else halve(plan)
+    while not finished(plan, current, saving):
+        target = propose(plan, current, saving)     # remove and judge
+        plan = passed(plan) if satisfied else failed(plan, parameters, saving)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Adaptive:
     Attributes:
         step: The next target is ``2^(−step)`` of the current parameters: a step of 1 halves the network.
         floor: No target lies below this number of parameters.
-        failed: The step that failed last, None after a success.
+        closing: Something has failed.
 
     Raises:
         BudgetError: The step is not a positive number, or the floor is below 1.
@@ -38,7 +38,7 @@ class Adaptive:
 
     step: float = 2.0
     floor: int = 1
-    failed: float | None = None
+    closing: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.step < float("inf"):
@@ -104,52 +104,52 @@ def cubic(step: int, steps: int, final: float) -> float:
     return final * (1.0 - (1.0 - _progress(step, steps, final)) ** 3)
 
 
-def propose(plan: Adaptive, current: int) -> int:
-    """Return the next target: ``current · 2^(−step)`` parameters, rounded down, and at least one fewer than now.
-
-    >>> propose(Adaptive(step=2.0), 1000)
-    250
-    """
-    return max(min(int(current * 2.0**-plan.step), current - 1), plan.floor)
-
-
-def grow(plan: Adaptive) -> Adaptive:
-    """Double the step, after a success.
-
-    >>> grow(Adaptive(step=0.5)).step
-    1.0
-    """
-    return replace(plan, step=2.0 * plan.step, failed=None)
-
-
-def halve(plan: Adaptive) -> Adaptive:
-    """Halve the step, after a failure.
-
-    >>> halve(Adaptive(step=2.0)).step
-    1.0
-    """
-    return replace(plan, step=0.5 * plan.step, failed=plan.step)
-
-
-def finished(plan: Adaptive, current: int, smallest_saving: int) -> bool:
-    """Tell whether the search is over: the smallest step has failed, or the floor is reached.
-
-    A step that asks for no more than the cheapest unit saves removes that one unit. When it fails, no smaller step
-    is left to try.
+def propose(plan: Adaptive, current: int, saving: int = 1) -> int:
+    """Return the next target: ``current · 2^(−step)`` parameters, not below the floor, and at least one unit fewer.
 
     Args:
         plan: The search.
         current: Parameters of the smallest network that passed.
-        smallest_saving: Parameters saved by the removal of the unit that saves the fewest.
+        saving: Parameters saved by the removal of the cheapest unit.
 
-    >>> finished(halve(Adaptive(step=0.1)), 100, 8)  # 7 parameters fewer failed, and a unit has 8
-    True
-    >>> finished(halve(Adaptive(step=0.2)), 100, 8)  # 13 fewer failed, which were two units
-    False
+    >>> propose(Adaptive(step=2.0), 1000)
+    250
+    >>> propose(Adaptive(step=0.001), 1000, saving=12)
+    988
     """
-    if current <= plan.floor:
-        return True
-    return plan.failed is not None and current - propose(replace(plan, step=plan.failed), current) <= smallest_saving
+    return min(max(int(current * 2.0**-plan.step), plan.floor), current - saving)
+
+
+def passed(plan: Adaptive) -> Adaptive:
+    """Double the step after a success; once something has failed the search closes in and the step stays.
+
+    >>> passed(Adaptive(step=0.5)).step
+    1.0
+    """
+    return plan if plan.closing else replace(plan, step=2.0 * plan.step)
+
+
+def failed(plan: Adaptive, parameters: int, saving: int = 1) -> Adaptive:
+    """Halve the step after a failure; what failed, and all below it, is not tried again.
+
+    Args:
+        plan: The search.
+        parameters: Size of the network that failed.
+        saving: Parameters saved by the removal of the cheapest unit.
+
+    >>> failed(Adaptive(step=2.0), 100, saving=8)
+    Adaptive(step=1.0, floor=108, closing=True)
+    """
+    return replace(plan, step=0.5 * plan.step, floor=max(plan.floor, parameters + saving), closing=True)
+
+
+def finished(plan: Adaptive, current: int, saving: int = 1) -> bool:
+    """Tell whether the search is over: one unit fewer is below the floor, so the smallest step has failed.
+
+    >>> finished(Adaptive(floor=108), 110, saving=8), finished(Adaptive(floor=108), 120, saving=8)
+    (True, False)
+    """
+    return current - saving < plan.floor
 
 
 def _progress(step: int, steps: int, final: float) -> float:

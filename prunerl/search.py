@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from prunerl import decide, schedules
 from prunerl.attempt import Candidate, Decide, Task, masked_parameters
 from prunerl.cost import size
 from prunerl.remove import unexplained
-from prunerl.schedules import Adaptive, finished, grow, halve, propose
+from prunerl.schedules import Adaptive, failed, finished, passed, propose
 from prunerl.trace import Layer, layer_groups, matrix, unit_groups
 from prunerl.types import Decision, Group, Round, Scores, Structure
 
@@ -78,20 +78,17 @@ def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step)
 def _shrink(current: Candidate, structure: Structure, least: int, step: Step) -> Candidate:
     """Remove units or weights in steps that grow while the verdict stays good and halve when it fails."""
     floor = max(least, _fewest(current, structure))
-    plan, failed_before = Adaptive(step=FIRST_STEP, floor=floor), False
+    plan = Adaptive(step=FIRST_STEP, floor=floor)
     while True:
         now, saving = masked_parameters(current), _smallest_saving(current, structure)
-        if now - saving < plan.floor or finished(plan, now, saving):
+        if finished(plan, now, saving):
             return current
-        target = min(propose(plan, now), now - saving)
+        target = propose(plan, now, saving)
         made, candidate = step(current, Attempt(structure, _to_parameters(current, target), target))
-        left = masked_parameters(candidate)
         if made.satisfied:
-            current = candidate
-            plan = replace(plan, failed=None) if failed_before else grow(plan)
+            current, plan = candidate, passed(plan)
         else:
-            failed_before = True
-            plan = replace(halve(plan), floor=max(plan.floor, left + saving))
+            plan = failed(plan, masked_parameters(candidate), saving)
 
 
 def _drop_layers(task: Task, current: Candidate, step: Step, *, keep: int, least: int) -> Candidate:

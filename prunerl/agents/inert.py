@@ -28,13 +28,15 @@ _NUMPY: dict[tuple[str, str], Any] = {
 
 
 class Inert:
-    """Stands for any object of the pickle: holds its state, does nothing."""
+    """Stands for any object of the pickle: holds its state and what it was made with, does nothing."""
 
     fields: dict[str, Any]
+    arguments: tuple[Any, ...]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         self = super().__new__(cls)
         self.fields = {}
+        self.arguments = args
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

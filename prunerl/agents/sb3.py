@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from prunerl import environments
 from prunerl.agents import sb3_zip
-from prunerl.errors import EnvironmentFailure, LoadError, SpaceError
+from prunerl.errors import EnvironmentFailure, LoadError, PruneError, SpaceError
 from prunerl.types import EnvSpec, Head, Normalizer, Policy, State, Tie
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "dqn": DQN}
@@ -131,17 +133,19 @@ class SB3Agent:
 
         env = _training_env(self)
         try:
-            model = self.model(env)
-            model.set_random_seed(seed)
-            names = {id(p): n for n, p in model.policy.named_parameters()}
-            optimizer = model.policy.optimizer
-            masks = {n: m for n, m in self.state.masks.items() if n in set(names.values())}
-            handle = hold(optimizer, dict(model.policy.named_parameters()), masks)
-            model.learn(steps, reset_num_timesteps=False)
-            handle.remove()
-            return _from_model(self, model, masks)
-        except (gym.error.Error, RuntimeError) as error:
-            raise EnvironmentFailure(f"Training in {self.env.id!r} failed: {error}. Mend the environment.") from error
+            with _own_random_streams():
+                model = self.model(env)
+                model.set_random_seed(seed)
+                parameters = dict(model.policy.named_parameters())
+                masks = {n: m for n, m in self.state.masks.items() if n in parameters}
+                handle = hold(model.policy.optimizer, parameters, masks)
+                model.learn(steps, reset_num_timesteps=False)
+                handle.remove()
+                return _from_model(self, model, masks)
+        except Exception as error:  # a third party's environment can raise anything
+            raise EnvironmentFailure(
+                f"Training in {self.env.id!r} failed: {type(error).__name__}: {error}. Mend the environment."
+            ) from error
         finally:
             env.close()
 
@@ -227,11 +231,19 @@ def load(
     made.close()
     _check_spaces(contents, env, pair)
     statistics = Path(vec_normalize) if vec_normalize is not None else find_statistics(path)
-    settings, notes = _settings(contents, statistics, trust=trust)
-    tensors = {n: t.clone() for n, t in contents.tensors.items()}
-    agent = SB3Agent(contents.algorithm, env, pair, settings, State(tensors), notes)
-    _check_keys(contents, agent)
-    return _with_moments(agent, contents)
+    try:
+        settings, notes = _settings(contents, statistics, trust=trust)
+        _check_statistics(settings.normalization, statistics, pair[0])
+        tensors = {n: t.clone() for n, t in contents.tensors.items()}
+        agent = SB3Agent(contents.algorithm, env, pair, settings, State(tensors), notes)
+        _check_keys(contents, agent)
+        return _with_moments(agent, contents)
+    except PruneError:
+        raise
+    except Exception as error:  # settings of any kind may stand in a file
+        raise LoadError(
+            f"{path}: its settings are not those of an agent ({type(error).__name__}: {error}). Save the agent again."
+        ) from error
 
 
 def from_model(model: BaseAlgorithm, *, env: EnvSpec | None = None) -> SB3Agent:
@@ -297,7 +309,7 @@ def _learning_rate(contents: sb3_zip.Contents, notes: list[str]) -> float:
     found = sb3_zip.schedule(contents.data.get("learning_rate"))
     if found is None:
         found = sb3_zip.schedule(contents.data.get("lr_schedule"))
-    if found is not None:
+    if found:  # some of the RL Zoo's zips say 0 beside the pickled function that was in force
         return found
     groups = (contents.optimizer or {}).get("param_groups") or [{}]
     rate = float(groups[0].get("lr", 0.0))
@@ -307,12 +319,10 @@ def _learning_rate(contents: sb3_zip.Contents, notes: list[str]) -> float:
 
 
 def _train_freq(value: Any, notes: list[str]) -> Any:
-    if isinstance(value, int):
-        return value
-    if isinstance(value, list) and len(value) == 2:
-        return tuple(value)
-    notes.append("The training frequency is pickled; 4 steps are used if the agent trains on.")
-    return 4
+    found = sb3_zip.train_frequency(value)
+    if found is None:
+        notes.append("The training frequency is pickled; 4 steps are used if the agent trains on.")
+    return 4 if found is None else found
 
 
 def _trusted_policy_kwargs(contents: sb3_zip.Contents) -> dict[str, Any]:
@@ -330,7 +340,7 @@ def _check_spaces(contents: sb3_zip.Contents, env: EnvSpec, pair: tuple[gym.Spac
     weights = _stack(contents.tensors, first)
     head = contents.tensors.get("action_net.weight") if last is None else (weights[-1] if weights else None)
     inner = weights[0] if weights else head
-    if head is None or inner is None:
+    if head is None or inner is None or head.dim() != 2 or inner.dim() != 2:
         raise LoadError(
             f"{contents.path}: no tensors {first}.* of an MlpPolicy. Policies with convolutions, dicts or shared "
             "layers are not supported so far."
@@ -350,6 +360,15 @@ def _check_spaces(contents: sb3_zip.Contents, env: EnvSpec, pair: tuple[gym.Spac
         raise SpaceError(
             f"{contents.path} has {head.shape[0]} outputs, but {env.id!r} takes {action_space}. "
             "Give the env it was trained in."
+        )
+
+
+def _check_statistics(normalization: Mapping[str, Any] | None, statistics: Path | None, space: gym.Space[Any]) -> None:
+    shape = np.shape((normalization or {}).get("obs_rms", {}).get("mean", np.empty(space.shape or ())))
+    if shape != (space.shape or ()):
+        raise SpaceError(
+            f"{statistics} holds statistics of observations of shape {shape}, the environment's have {space.shape}. "
+            "Give the statistics that were saved with this agent (vec_normalize=...), or move them away."
         )
 
 
@@ -385,7 +404,7 @@ def _with_moments(agent: SB3Agent, contents: sb3_zip.Contents) -> SB3Agent:
     names = _optimized(agent, [n for n, _ in _build_policy(agent).named_parameters()])
     moments = {}
     for index, entries in saved.items():
-        if not isinstance(index, int) or index >= len(names):
+        if not isinstance(index, int) or not 0 <= index < len(names):
             return replace(agent, notes=(*agent.notes, "The optimizer's state does not fit and starts anew."))
         shape = agent.state.tensors[names[index]].shape
         kept = {k: torch.as_tensor(v) for k, v in entries.items() if v is not None}
@@ -482,9 +501,8 @@ def _from_model(agent: SB3Agent, model: BaseAlgorithm, masks: Mapping[str, Tenso
     normalization = agent.settings.normalization
     wrapper = model.get_vec_normalize_env()
     if normalization is not None and wrapper is not None:
-        rms = {
-            k: {f: getattr(getattr(wrapper, k), f) for f in ("mean", "var", "count")} for k in ("obs_rms", "ret_rms")
-        }
+        kept = [k for k in ("obs_rms", "ret_rms") if hasattr(wrapper, k)]  # rewards alone may be normalised
+        rms = {k: {f: getattr(getattr(wrapper, k), f) for f in ("mean", "var", "count")} for k in kept}
         normalization = {**normalization, **rms}
     settings = replace(agent.settings, counters=counters, normalization=normalization)
     return replace(agent, settings=settings, state=State(tensors, moments, {**agent.state.masks, **masks}))
@@ -494,7 +512,7 @@ def _head(algorithm: str, space: gym.Space[Any], policy: BasePolicy, state: Stat
     shape = tuple(space.shape or ())
     if isinstance(space, spaces.Discrete):
         kind: Any = "q_values" if algorithm == "dqn" else "categorical"
-        return Head(kind, sizes=(int(space.n),), shape=shape, start=int(space.start))
+        return Head(kind, sizes=(int(space.n),), shape=shape)  # Stable-Baselines3 counts from 0, wherever the space starts
     if isinstance(space, spaces.MultiDiscrete):
         return Head("categorical", sizes=tuple(int(n) for n in space.nvec.reshape(-1)), shape=shape)
     if isinstance(space, spaces.MultiBinary):
@@ -511,6 +529,18 @@ def _normalizer(normalization: Mapping[str, Any] | None) -> Normalizer | None:
     rms = normalization["obs_rms"]
     clip, epsilon = float(normalization.get("clip_obs", 10.0)), float(normalization.get("epsilon", 1e-8))
     return Normalizer(np.asarray(rms["mean"]), np.asarray(rms["var"]), epsilon, clip)
+
+
+@contextmanager
+def _own_random_streams() -> Iterator[None]:
+    """Put the user's random streams back: Stable-Baselines3 seeds the global ones."""
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 def _training_env(agent: SB3Agent) -> VecEnv:

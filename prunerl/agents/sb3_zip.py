@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -23,7 +24,7 @@ MAX_TENSORS = 2**31
 SERIALIZED = ":serialized:"
 UNSUPPORTED = {
     "sac": "SAC",
-    "td3": "TD3",
+    "td3": "TD3 or DDPG",
     "ddpg": "DDPG",
     "qrdqn": "QR-DQN",
     "tqc": "TQC",
@@ -95,7 +96,8 @@ def _entry(archive: zipfile.ZipFile, path: Path, name: str, limit: int) -> bytes
         info = archive.getinfo(name)
     except KeyError as error:
         raise LoadError(
-            f"{path} has no entry {name!r}, so it is not a Stable-Baselines3 agent. Save one with model.save()."
+            f"{path} has no entry {name!r}, so it is not a Stable-Baselines3 agent, or not all of one. "
+            "Save one with model.save(), or copy it again."
         ) from error
     if info.file_size > limit or info.file_size > 2000 * max(info.compress_size, 64):
         raise LoadError(f"{path}: entry {name!r} claims {info.file_size:,} bytes; at most {limit:,} are read.")
@@ -196,16 +198,36 @@ def schedule(value: Any) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     text = str(_dict(value).get("value_schedule", ""))
-    match = re.fullmatch(r"ConstantSchedule\(val=([-+.\deE]+)\)", text)
+    match = re.fullmatch(r"ConstantSchedule\(val=([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\)", text)
     return float(match.group(1)) if match else None
+
+
+def train_frequency(value: Any) -> int | tuple[int, str] | None:
+    """Return how often a DQN trains, in steps or as a number and its unit; None when that is not to be read."""
+    if isinstance(value, int):
+        return value
+    if isinstance(value, dict):  # a pickled pair of a number and an enumeration's value
+        try:
+            pair = inert.read(base64.b64decode(str(value.get(SERIALIZED))), "train_freq").arguments
+            value = [pair[0], pair[1].arguments[-1]]
+        except (TrustError, AttributeError, LookupError, ValueError):
+            return None
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int) and value[1] in ("step", "episode"):
+        return value[0], value[1]
+    return None
 
 
 def vec_normalize(path: Path) -> dict[str, Any]:
     """Read a ``vecnormalize.pkl`` as data: its settings, and the arrays of ``obs_rms`` and ``ret_rms``."""
-    root = inert.read(path.read_bytes(), str(path))
+    try:
+        root = inert.read(path.read_bytes(), str(path))
+    except OSError as error:
+        raise LoadError(
+            f"Statistics {path} cannot be read: {error.strerror}. Give the file of VecNormalize.save()."
+        ) from error
     fields = getattr(root, "fields", {})
-    rms = getattr(fields.get("obs_rms"), "fields", None)
-    if not rms or "mean" not in rms:
+    rms = getattr(fields.get("obs_rms"), "fields", {})
+    if fields.get("norm_obs", True) and not {"mean", "var"} <= set(rms):
         raise LoadError(
             f"{path} holds no observation statistics of a VecNormalize. Save them with VecNormalize.save()."
         )

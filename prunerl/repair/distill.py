@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunerl import heads
 from prunerl.masks import apply
-from prunerl.trace import Trace, activity, forward
+from prunerl.trace import Layer, Trace, activity, forward, matrix
 from prunerl.types import Head, Masks
 
 BATCH = 256
@@ -64,8 +64,9 @@ def distill(
     """Train the students to answer as the dense agent does, on minibatches.
 
     The loss is the KL divergence of the action distributions, for Q-values also the regret of the student's
-    distribution under them, in the proportions of the student's :class:`Taste`. All students have one shape and are trained side by side as one batch of networks. Inputs are standardised for
-    the training, and the standardisation is folded back into the first layers, exactly.
+    distribution under them, in the proportions of the student's :class:`Taste`. All students have one shape and are
+    trained side by side as one batch of networks. Inputs are standardised for the training, and the standardisation
+    is folded back into the first layers, exactly.
 
     Args:
         traced: Trace of the students' network.
@@ -83,12 +84,12 @@ def distill(
     Reference: Rusu 2016 (policy distillation), eq. 3; Ross 2011 (DAgger) for the states; Ross & Bagnell 2014
     (AggreVaTe) for the regret; Smith 2018 (one-cycle).
     """
-    mean, deviation = _standardisation(traced, students[0], lessons.observations)
+    standard = _standard(traced, students[0], lessons.observations)
     names = [n for n in traced.parameters if students[0][n].is_floating_point()]
-    stacked = {n: torch.stack([_standardised(traced, s, n, mean, deviation) for s in students]) for n in names}
+    stacked = {n: torch.stack([_standardised(traced, s, n, standard) for s in students]) for n in names}
     fixed = {n: t for n, t in students[0].items() if n not in stacked}
     trained = {n: t.clone().requires_grad_() for n, t in stacked.items()}
-    inputs = (lessons.observations - mean) / deviation if mean is not None else lessons.observations
+    inputs = lessons.observations if standard is None else (lessons.observations - standard.mean) / standard.deviation
     wanted = heads.executed(head, lessons.answers) if head.kind == "gaussian" else _log_probabilities(head, lessons)
     spread = wanted.std(dim=0).clamp_min(1e-3)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate, fused=True)
@@ -108,13 +109,13 @@ def distill(
             if regret is not None:
                 loss = loss + (1.0 - weight) * (learnt.exp() * regret[index]).sum(dim=-1)
         optimizer.zero_grad()
-        loss.mean(dim=-1).sum().backward()
+        loss.mean(dim=-1).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     result = []
     for i, student in enumerate(students):
         own = apply({n: t.detach()[i].clone() for n, t in trained.items()}, masks)
-        result.append({**student, **_restored(traced, own, mean, deviation)})
+        result.append({**student, **_restored(traced, own, standard)})
     return result
 
 
@@ -178,41 +179,47 @@ def _action_error(head: Head, wanted: Tensor, outputs: Tensor, spread: Tensor) -
     return loss + 0.01 * beyond.square().sum(dim=-1)
 
 
-def _standardisation(
-    traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
+@dataclass(frozen=True, eq=False)
+class _Standard:
+    mean: Tensor
+    deviation: Tensor
+
+
+def _standard(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> _Standard | None:
     """Return mean and deviation of the inputs, or None when the first layers do not read them one to one."""
     if not observations.is_floating_point() or observations.dim() != 2:
-        return None, None
+        return None
     seen = activity(traced, tensors, observations[:2]).inputs
     first = [layer for layer in traced.layers if layer.reads is None]
-    direct = all(seen[layer.name].shape == observations[:2].shape for layer in first)
-    direct = direct and all(torch.equal(seen[layer.name], observations[:2]) for layer in first)
+    direct = all(torch.equal(seen[layer.name], observations[:2]) for layer in first)
     if not direct or any(layer.bias is None for layer in first):
-        return None, None
-    return observations.mean(dim=0), observations.std(dim=0).clamp_min(1e-6)
+        return None
+    return _Standard(observations.mean(dim=0), observations.std(dim=0).clamp_min(1e-6))
 
 
-def _standardised(
-    traced: Trace, tensors: Mapping[str, Tensor], name: str, mean: Tensor | None, deviation: Tensor | None
-) -> Tensor:
-    for layer in traced.layers if mean is not None and deviation is not None else ():
-        if layer.reads is None and name == layer.weight:
-            return tensors[name] * (deviation.unsqueeze(1) if layer.transposed else deviation)
-        if layer.reads is None and name == layer.bias:
-            weight = tensors[layer.weight]
-            return tensors[name] + (mean @ weight if layer.transposed else weight @ mean)
+def _standardised(traced: Trace, tensors: Mapping[str, Tensor], name: str, standard: _Standard | None) -> Tensor:
+    """Return a tensor as it must be for standardised inputs: W diag(σ), and b + W μ."""
+    for layer in traced.layers if standard is not None else ():
+        if layer.reads is None and name in (layer.weight, layer.bias):
+            assert standard is not None  # the loop is empty otherwise
+            weight = matrix(layer, tensors)
+            if name == layer.bias:
+                return tensors[name] + weight @ standard.mean
+            return _as_stored(layer, weight * standard.deviation)
     return tensors[name]
 
 
-def _restored(
-    traced: Trace, own: Mapping[str, Tensor], mean: Tensor | None, deviation: Tensor | None
-) -> dict[str, Tensor]:
+def _restored(traced: Trace, own: Mapping[str, Tensor], standard: _Standard | None) -> dict[str, Tensor]:
+    """Undo :func:`_standardised`."""
     result = dict(own)
-    for layer in traced.layers if mean is not None and deviation is not None else ():
+    for layer in traced.layers if standard is not None else ():
         if layer.reads is None and layer.bias is not None:
-            scale = deviation.unsqueeze(1) if layer.transposed else deviation
-            result[layer.weight] = own[layer.weight] / scale
-            shift = mean @ result[layer.weight] if layer.transposed else result[layer.weight] @ mean
-            result[layer.bias] = own[layer.bias] - shift
+            assert standard is not None  # the loop is empty otherwise
+            weight = matrix(layer, own) / standard.deviation
+            result[layer.weight] = _as_stored(layer, weight)
+            result[layer.bias] = own[layer.bias] - weight @ standard.mean
     return result
+
+
+def _as_stored(layer: Layer, weight: Tensor) -> Tensor:
+    return weight.T.contiguous() if layer.transposed else weight
