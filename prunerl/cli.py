@@ -165,9 +165,9 @@ def prune(args: Prune) -> None:
     finished = (out / "report.json").is_file()
     repair = () if args.repair == "none" else tuple(p.strip().replace("-", "_") for p in args.repair.split(","))
     spec = _env(args)
-    # Only a path is written into the report as it was given, so the agent is read here only where it has to be.
-    special = args.trust or args.algo is not None or args.vec_normalize is not None
-    agent = _load(args, spec) if special else args.agent
+    loaded = _load(args, spec)
+    # The report names a path as it was given, but not an agent; the options that change how a file is read need one.
+    agent = loaded if args.trust or args.vec_normalize is not None else args.agent
     console = Console(highlight=False)
     with _progress(console, args) as observer:
         result = loop.prune(

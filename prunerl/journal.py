@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -55,7 +56,7 @@ def open_journal(out: str | Path | None, settings: Mapping[str, Any]) -> Journal
     wanted = json.dumps(settings, sort_keys=True, indent=1)
     try:
         (folder / STEPS).mkdir(parents=True, exist_ok=True)
-        found = (folder / SETTINGS).read_text() if (folder / SETTINGS).is_file() else None
+        found = (folder / SETTINGS).read_text(errors="replace") if (folder / SETTINGS).is_file() else None
         strangers = sorted(p.name for p in folder.iterdir() if p.name != STEPS)
     except OSError as error:
         raise RunError(
@@ -99,7 +100,8 @@ def record(journal: Journal, name: str, data: Mapping[str, Any], tensors: Mappin
     """
     path = _path(journal, name)
     if path is not None:
-        whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+        # Cloned, because the format refuses tensors that share memory, as the masks of a network and its target do.
+        whole = {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
         write_atomically(path, save(whole, metadata={"data": json.dumps(data)}))
 
 
@@ -111,6 +113,8 @@ def _difference(found: str, settings: Mapping[str, Any]) -> str:
     try:
         old = json.loads(found)
     except ValueError:
+        return f"its {SETTINGS} is damaged"
+    if not isinstance(old, dict):
         return f"its {SETTINGS} is damaged"
     new = json.loads(json.dumps(settings))
     for key in sorted(set(old) | set(new)):

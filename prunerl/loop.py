@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from prunerl import baselines, criteria, errors, heads, schedules, stats
-from prunerl.attempt import REPAIRS, Candidate, Task, attempt, some
+from prunerl.attempt import CHECKED, REPAIRS, Candidate, Task, attempt, some
 from prunerl.cost import size
 from prunerl.errors import BudgetError, RunError
 from prunerl.evaluate import Yardstick, seeds, yardstick
 from prunerl.journal import Journal, open_journal, recall, record
 from prunerl.load import load
+from prunerl.remove import fold_dead
 from prunerl.report import schema
 from prunerl.rollout import rollout, warm_up
 from prunerl.search import STRUCTURES, Attempt, adaptive, fixed
@@ -62,6 +63,10 @@ def prune(
     structure: str = "auto",
     schedule: str = "adaptive",
     rounds: int = 5,
+    rule: str = "sparsity",
+    scope: str = "global",
+    count: str = "parameters",
+    distribution: str | None = None,
     repair: Sequence[str] = ("least_squares", "distill"),
     finetune_steps: int = 10_000,
     episodes: int | None = None,
@@ -82,6 +87,11 @@ def prune(
         structure: ``units``, ``weights``, ``layers``, or ``auto``: layers where that saves, and units.
         schedule: ``adaptive``, ``one_shot``, ``linear`` or ``cubic``.
         rounds: Rounds of a linear or cubic schedule.
+        rule: How a schedule other than the adaptive one decides: ``sparsity`` keeps the best, ``probability`` draws
+            what goes, worse scores more likely.
+        scope, count, distribution: Of the rule ``sparsity``: ranked ``global`` or ``local`` to each layer; counted in
+            ``units``, ``parameters`` or ``macs``; spread over layers as ``uniform`` or ``erk`` (weights only, counted
+            in ``units``). See :func:`prunerl.decide.by_sparsity`.
         repair: Stages after the cut, among ``least_squares``, ``distill`` and ``finetune``.
         finetune_steps: Environment steps of the agent's own training in the stage ``finetune``.
         episodes: Episodes of selection and of confirmation; by default as many as the spread of returns needs.
@@ -97,9 +107,24 @@ def prune(
         PruneError: See :mod:`prunerl.errors`; nothing that was there before is changed.
     """
     warm_up()
-    settings = _settings(
-        tolerance, sparsity, criterion, structure, schedule, rounds, repair, finetune_steps, episodes, seed, compare
-    )
+    settings = {
+        "tolerance": tolerance,
+        "sparsity": sparsity,
+        "criterion": criterion.replace("-", "_"),
+        "structure": structure,
+        "schedule": schedule.replace("-", "_"),
+        "rounds": rounds,
+        "rule": rule,
+        "scope": scope,
+        "count": count,
+        "distribution": distribution,
+        "repair": [name for name in REPAIRS if name in repair],
+        "finetune_steps": finetune_steps,
+        "episodes": episodes,
+        "seed": seed,
+        "compare": compare,
+    }
+    settings = _checked(settings, repair)
     dense = load(agent, env=env) if isinstance(agent, str | Path) else agent
     journal = open_journal(out, {**settings, "agent": baselines.fingerprint(dense), "env": schema.plain(dense.env)})
     finished = _finished_run(journal, dense)
@@ -167,53 +192,47 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
     return Result(agent, dense, report)
 
 
-def _settings(
-    tolerance: float,
-    sparsity: float | None,
-    criterion: str,
-    structure: str,
-    schedule: str,
-    rounds: int,
-    repair: Sequence[str],
-    finetune_steps: int,
-    episodes: int | None,
-    seed: int,
-    compare: bool,
-) -> dict[str, Any]:
-    """Check every setting before anything is done, and return them by name."""
-    stats.check_tolerance(tolerance)
-    criteria.find(criterion)
-    schedules.find(schedule)
-    if structure not in STRUCTURES:
-        raise errors.unknown("structure", structure, STRUCTURES)
+def _checked(settings: dict[str, Any], repair: Sequence[str]) -> dict[str, Any]:
+    """Check every setting before anything is done, and return them with what follows from them filled in."""
+    stats.check_tolerance(settings["tolerance"])
+    criteria.find(settings["criterion"])
+    schedules.find(settings["schedule"])
+    _one_of("structure", settings["structure"], STRUCTURES)
+    _one_of("rule", settings["rule"], ("sparsity", "probability"))
+    _one_of("scope", settings["scope"], ("global", "local"))
+    _one_of("count", settings["count"], ("units", "parameters", "macs"))
+    _one_of("distribution", settings["distribution"] or "uniform", ("uniform", "erk"))
     for name in repair:
-        if name not in REPAIRS:
-            raise errors.unknown("repair", name, REPAIRS)
+        _one_of("repair", name, REPAIRS)
+    sparsity = settings["sparsity"]
     if sparsity is not None and not 0.0 <= sparsity < 1.0:
         raise BudgetError(f"sparsity must be in [0, 1), got {sparsity}. It is the share of parameters to remove.")
-    schedule = schedule.replace("-", "_")
-    if schedule != "adaptive" and sparsity is None:
-        raise BudgetError(f"Schedule {schedule!r} needs a sparsity to aim at. Give one, or use the adaptive schedule.")
-    if schedule != "adaptive" and structure in ("auto", "layers"):
-        structure = "units"
-    for name, value, least in (("rounds", rounds, 1), ("finetune_steps", finetune_steps, 1), ("seed", seed, 0)):
-        if value < least:
-            raise BudgetError(f"{name} must be at least {least}, got {value}.")
-    if episodes is not None and episodes < 10:
-        raise BudgetError(f"episodes must be at least 10 for an interval, got {episodes}.")
+    for name, least in (("rounds", 1), ("finetune_steps", 1), ("seed", 0)):
+        if settings[name] < least:
+            raise BudgetError(f"{name} must be at least {least}, got {settings[name]}.")
+    if settings["episodes"] is not None and settings["episodes"] < 10:
+        raise BudgetError(f"episodes must be at least 10 for an interval, got {settings['episodes']}.")
+    return settings if settings["schedule"] == "adaptive" else _scheduled(settings)
+
+
+def _scheduled(settings: dict[str, Any]) -> dict[str, Any]:
+    if settings["sparsity"] is None:
+        raise BudgetError(
+            f"Schedule {settings['schedule']!r} needs a sparsity to aim at. Give one, or use the adaptive schedule."
+        )
+    if settings["structure"] == "layers":
+        raise BudgetError("Layers are dropped by the adaptive schedule alone. Choose units or weights.")
+    structure = "units" if settings["structure"] == "auto" else settings["structure"]
     return {
-        "tolerance": tolerance,
-        "sparsity": sparsity,
-        "criterion": criterion.replace("-", "_"),
+        **settings,
         "structure": structure,
-        "schedule": schedule,
-        "rounds": 1 if schedule == "one_shot" else rounds,
-        "repair": [name for name in REPAIRS if name in repair],
-        "finetune_steps": finetune_steps,
-        "episodes": episodes,
-        "seed": seed,
-        "compare": compare,
+        "rounds": 1 if settings["schedule"] == "one_shot" else settings["rounds"],
     }
+
+
+def _one_of(kind: str, got: str, choices: Sequence[str]) -> None:
+    if got not in choices:
+        raise errors.unknown(kind, got, choices)
 
 
 def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tuple[Yardstick, Candidate, Tensor]:
@@ -263,11 +282,21 @@ def _confirm(
     episodes = settings["episodes"] or max(FEWEST_CONFIRMED, len(task.yard.dense))
     chosen = seeds(task.seed, "confirm", episodes)
     reference = _judged_row("dense", task, dense, chosen, None, journal)
-    for number, option in enumerate([*options, dense]):
+    for number, passed in enumerate([*options, dense]):
+        option = _folded(passed, task)
         row = _judged_row(f"confirm-{number:03d}", task, option, chosen, reference.verdict, journal)
         if row.verdict.satisfied or settings["schedule"] != "adaptive":
             return option, reference, row, number
     raise RunError("The dense agent did not confirm itself. Report this with the environment's id.")
+
+
+def _folded(candidate: Candidate, task: Task) -> Candidate:
+    """Fold away, exactly, the units that died when single weights were removed."""
+    agent = candidate.agent
+    if not agent.state.masks:
+        return candidate
+    state = fold_dead(candidate.traced, agent.state, ties=agent.ties, observations=task.visited[:CHECKED])
+    return replace(candidate, agent=agent.with_state(state))
 
 
 def _judged_row(

@@ -31,8 +31,8 @@ def remove(
 ) -> State:
     """Apply a decision on units, single weights or layers, and check the result against the masked original.
 
-    Units are cut out by ``index_select``. Single weights are set to zero and held there by a mask; units that die
-    by it are folded away exactly. A layer is dropped by composing its neighbours, with its activation replaced by
+    Units are cut out by ``index_select``. Single weights are set to zero and held there by a mask; see
+    :func:`fold_dead` for the units that die by it. A layer is dropped by composing its neighbours, with its activation replaced by
     the line that fits it best on the observations.
 
     Args:
@@ -58,8 +58,7 @@ def remove(
             raise RemovalError(f"A decision drops layers {dropped}. Drop one layer at a time, and trace after each.")
         return compose(traced, state, dropped[0], ties=ties, observations=observations)
     if structure == "weights":
-        masked = _mask_weights(state, groups, decision, ties)
-        return fold_dead(traced, masked, ties=ties, observations=observations)
+        return _mask_weights(state, groups, decision, ties)
     smaller = cut(state, groups, decision, ties)
     _compare(traced, zeroed(state, groups, decision), smaller.tensors, observations)
     return smaller

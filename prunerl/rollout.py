@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -54,9 +55,9 @@ def rollout(
     """
     count = min(workers or cores(), max(1, len(seeds) // 4))
     job = _Job(policy, _with_registration(env), tuple(seeds), record)
-    shards = [replace(job, seeds=job.seeds[i::count]) for i in range(count)]
-    parts = _run(shards, count)
-    return parts[0] if count == 1 else _merged(parts, count)
+    bounds = [len(job.seeds) * i // count for i in range(count + 1)]
+    shards = [replace(job, seeds=job.seeds[first:last]) for first, last in itertools.pairwise(bounds)]
+    return _merged(_run(shards, count))
 
 
 def rollout_each(
@@ -194,10 +195,6 @@ def _reset(env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
     return np.asarray(observation)
 
 
-def _merged(parts: Sequence[Rollout], count: int) -> Rollout:
-    returns = [0.0] * sum(len(p.returns) for p in parts)
-    for i, part in enumerate(parts):
-        returns[i::count] = part.returns
-    recorded = [p.observations for p in parts if p.observations.size]
-    observations = np.concatenate(recorded) if recorded else np.empty(0)
-    return Rollout(tuple(returns), sum(p.steps for p in parts), observations)
+def _merged(parts: Sequence[Rollout]) -> Rollout:
+    returns = tuple(value for part in parts for value in part.returns)
+    return Rollout(returns, sum(p.steps for p in parts), np.concatenate([p.observations for p in parts]))

@@ -66,13 +66,46 @@ def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step)
     """Follow a schedule to its sparsity, whatever the verdicts say, and return the last agent."""
     schedule: Any = schedules.find(settings["schedule"])
     structure: Structure = "weights" if settings["structure"] == "weights" else "units"
-    dense, current = masked_parameters(start), start
+    current, gone = start, 0.0
     for number in range(1, settings["rounds"] + 1):
         share = schedule(number, settings["rounds"], settings["sparsity"])
-        target = int((1.0 - share) * dense)
-        if target < masked_parameters(current):
-            _, current = step(current, Attempt(structure, _to_parameters(current, target), share))
+        if share > gone:
+            # Units that are gone leave the groups; single weights stay in them, held at zero.
+            now = (share - gone) / (1.0 - gone) if structure == "units" or settings["rule"] != "sparsity" else share
+            decided = _by_rule(task, current, settings, now, number)
+            if settings["rule"] == "sparsity" and settings["count"] == "parameters" and not settings["distribution"]:
+                decided = _to_parameters(current, int((1.0 - share) * masked_parameters(start)))
+            _, current = step(current, Attempt(structure, decided, share))
+            gone = share
     return current
+
+
+def _by_rule(task: Task, current: Candidate, settings: Mapping[str, Any], sparsity: float, number: int) -> Decide:
+    def choose(groups: Sequence[Group], scores: Scores) -> Decision:
+        if settings["rule"] == "probability":
+            generator = torch.Generator().manual_seed(task.seed * 1_000_003 + 900_000 + number)
+            drawn = _draw(decide.normalized(scores), sparsity, generator)
+            decide.check(groups, drawn, at=f"sparsity {sparsity:.3g} by probability")
+            return drawn
+        return decide.by_sparsity(
+            groups,
+            decide.normalized(scores),
+            sparsity,
+            scope=settings["scope"],
+            count=settings["count"],
+            distribution=settings["distribution"],
+            traced=current.traced,
+            tensors=current.agent.state.tensors,
+        )
+
+    return choose
+
+
+def _draw(scores: Scores, sparsity: float, generator: torch.Generator) -> Decision:
+    """Draw by probability among what is not held at zero already (score −∞)."""
+    live = {name: score.isfinite() for name, score in scores.items()}
+    drawn = decide.by_probability({n: s[live[n]] for n, s in scores.items()}, sparsity, generator=generator)
+    return {n: torch.zeros_like(live[n]).masked_scatter_(live[n], drawn[n]) for n in scores}
 
 
 def _shrink(current: Candidate, structure: Structure, least: int, step: Step) -> Candidate:

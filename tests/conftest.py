@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 import prunerl
@@ -30,6 +31,9 @@ REAL = (
     "ppo/Pendulum-v1",
     "ppo/Hopper-v3",
 )
+
+
+torch.set_num_threads(1)  # small networks are fastest so, and the tests may run side by side
 
 
 @pytest.fixture(scope="session")

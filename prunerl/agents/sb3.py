@@ -512,7 +512,9 @@ def _head(algorithm: str, space: gym.Space[Any], policy: BasePolicy, state: Stat
     shape = tuple(space.shape or ())
     if isinstance(space, spaces.Discrete):
         kind: Any = "q_values" if algorithm == "dqn" else "categorical"
-        return Head(kind, sizes=(int(space.n),), shape=shape)  # Stable-Baselines3 counts from 0, wherever the space starts
+        return Head(
+            kind, sizes=(int(space.n),), shape=shape
+        )  # Stable-Baselines3 counts from 0, wherever the space starts
     if isinstance(space, spaces.MultiDiscrete):
         return Head("categorical", sizes=tuple(int(n) for n in space.nvec.reshape(-1)), shape=shape)
     if isinstance(space, spaces.MultiBinary):
