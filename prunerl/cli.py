@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,16 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from prunerl.errors import BudgetError, LoadError, PruneError, RunError
-from prunerl.types import Agent, EnvSpec, Round, Verdict
+from prunerl.types import Agent, EnvSpec, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from prunerl.loop import Observer, Result
+    from prunerl.loop import Result
 
 FAILED, INTERRUPTED = 2, 130
-BASELINES_IN_ROUNDS = 3
-"""What the confirmation and the baselines take, measured in rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +55,22 @@ class Prune(_Source):
     """Largest satisfactory loss of return; 1 is the agent's gain over the random policy."""
     sparsity: float | None = None
     """Share of the actor's parameters to remove; the adaptive schedule takes it as a limit."""
-    criterion: str = "variance"
-    """Score that says what goes, such as variance or magnitude; a wrong name lists all."""
+    criterion: str | None = None
+    """Score that says what goes; a wrong name lists all. By default variance, for single weights magnitude."""
     structure: str = "auto"
     """What is removed: units, weights, layers, or auto for layers and units."""
     schedule: str = "adaptive"
     """How far each round goes: adaptive, one_shot, linear or cubic."""
     rounds: int = 5
     """Rounds of a linear or cubic schedule."""
+    rule: str = "sparsity"
+    """How such a schedule decides: sparsity keeps the best, probability draws what goes by score."""
+    scope: str = "global"
+    """Whether units compete over all layers (global) or within their own (local)."""
+    count: str = "parameters"
+    """What the sparsity counts: units, parameters or macs."""
+    distribution: str | None = None
+    """How sparsity spreads over layers: uniform or erk (single weights, counted in units)."""
     repair: str = "least_squares,distill"
     """Stages after the cut, separated by commas: least_squares, distill, finetune; or none."""
     finetune_steps: int = 10_000
@@ -160,6 +164,7 @@ def prune(args: Prune) -> None:
     from rich.console import Console
 
     from prunerl import loop
+    from prunerl.progress import progress
 
     out = Path(args.out) if args.out is not None else _default_out(Path(args.agent))
     finished = (out / "report.json").is_file()
@@ -169,7 +174,7 @@ def prune(args: Prune) -> None:
     # The report names a path as it was given, but not an agent; the options that change how a file is read need one.
     agent = loaded if args.trust or args.vec_normalize is not None else args.agent
     console = Console(highlight=False)
-    with _progress(console, args) as observer:
+    with progress(console, schedule=args.schedule, rounds=args.rounds, compare=not args.no_compare) as observer:
         result = loop.prune(
             agent,
             env=spec,
@@ -179,6 +184,10 @@ def prune(args: Prune) -> None:
             structure=args.structure,
             schedule=args.schedule,
             rounds=args.rounds,
+            rule=args.rule,
+            scope=args.scope,
+            count=args.count,
+            distribution=args.distribution,
             repair=tuple(filter(None, repair)),
             finetune_steps=args.finetune_steps,
             episodes=args.episodes,
@@ -408,96 +417,3 @@ def _print_result(result: Result, console: Console, out: Path) -> None:
     }
     files = [(f"  {out / name}", meaning) for name, meaning in meanings.items() if (out / name).exists()]
     print(_aligned(("", ""), files))
-
-
-@contextmanager
-def _progress(console: Console, args: Prune) -> Iterator[Observer]:
-    """Yield an observer that prints a line a round; on a terminal with a live status beneath."""
-    from rich.live import Live
-    from rich.spinner import Spinner
-    from rich.text import Text
-
-    start = time.monotonic()
-    made: list[Round] = []
-    steps = ["measuring the dense agent"]
-    spinner = Spinner("dots")
-
-    def status() -> Spinner:
-        parts = (
-            steps[-1],
-            f"{len(made)} rounds done",
-            f"{time.monotonic() - start:.0f} s",
-            _left(made, steps[-1], args),
-        )
-        spinner.update(text=Text(" · ".join(parts), no_wrap=True, overflow="ellipsis"))
-        return spinner
-
-    def observe(line: str, finished: Round | None) -> None:
-        if finished is not None:
-            made.append(finished)
-            steps.append(f"round {len(made) + 1}")
-            style = "green" if finished.satisfied else "red"
-            console.print(Text(_round_line(finished), style=style), soft_wrap=True)
-            return
-        # A line with a number tells a result, after which the first round begins; others name the step that begins.
-        steps.append(line if made else "round 1")
-        if not made or not console.is_terminal:
-            console.print(Text(line), soft_wrap=True)
-
-    if not console.is_terminal:
-        yield observe
-        return
-    with Live(get_renderable=status, console=console, refresh_per_second=3, transient=True):
-        yield observe
-
-
-def _round_line(made: Round) -> str:
-    from prunerl.report.cells import number, passes, widths
-
-    verdict = made.stages[made.best].verdict
-    size = f"{made.size.parameters:,} parameters"
-    if made.structure == "weights":
-        size = f"{made.size.nonzeros:,} of {size}"
-    return (
-        f"round {made.index:>2}  {made.structure:<7}  {size:>18}  {widths(made.size.units):<12}  "
-        f"return {fmean(verdict.pruned):.5g} ({number(verdict.normalized)})  "
-        f"{passes(made.satisfied)}  {made.seconds:.1f} s"
-    )
-
-
-def _left(made: Sequence[Round], step: str, args: Prune) -> str:
-    """Say how long the run still takes, as far as it can be known."""
-    if not made:
-        return "time left: unknown until a round is done"
-    after = 1 if args.no_compare else BASELINES_IN_ROUNDS
-    rounds = _rounds_left(made, args) if step.startswith("round ") else 0
-    if rounds is None:
-        return "time left: unknown until a round fails"
-    return f"time left: about {(rounds + after) * fmean(each.seconds for each in made):.0f} s"
-
-
-def _rounds_left(made: Sequence[Round], args: Prune) -> int | None:
-    """Return about how many rounds are left; None while the adaptive search has not failed in its present structure.
-
-    After a failure it halves the gap between the smallest agent that passed and the largest that failed, down to about
-    one unit.
-    """
-    schedule = args.schedule.replace("-", "_")
-    if schedule != "adaptive":
-        return max(0, (1 if schedule == "one_shot" else args.rounds) - len(made))
-    size = _nonzeros if made[-1].structure == "weights" else _parameters
-    passed = [size(each) for each in made if each.satisfied]
-    failed = [size(each) for each in made if not each.satisfied and each.structure == made[-1].structure]
-    below = [each for each in failed if not passed or each < min(passed)]
-    if not below or not passed:
-        return None
-    unit = max(1.0, min(passed) / max(1, sum(made[-1].size.units)))
-    return 1 + math.ceil(math.log2(max(1.0, (min(passed) - max(below)) / unit)))
-
-
-def _parameters(made: Round) -> int:
-    return made.size.parameters
-
-
-def _nonzeros(made: Round) -> int:
-    return made.size.nonzeros

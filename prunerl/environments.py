@@ -33,8 +33,8 @@ def make(spec: EnvSpec) -> Env:
             env = wrapper(env, **kwargs)
         except Exception as error:  # whatever a third party's constructor raises
             raise EnvironmentFailure(
-                f"Wrapper {path!r} with arguments {dict(kwargs)} cannot be put around {spec.id!r}: {_first_line(error)}."
-                " Check its arguments."
+                f"Wrapper {path!r} with arguments {dict(kwargs)} cannot be put around {spec.id!r}: "
+                f"{_first_line(error)}. Check its arguments."
             ) from error
     return env
 

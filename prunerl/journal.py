@@ -84,8 +84,9 @@ def recall(journal: Journal, name: str) -> Step | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            data = json.loads((file.metadata() or {})["data"])
-            return Step(data, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  not a mapping
+            known = file.metadata() or {}
+            data, order = json.loads(known["data"]), json.loads(known["order"])
+            return Step(data, {key: file.get_tensor(key) for key in order})
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise RunError(
             f"Step file {str(path)!r} is damaged ({error}). Remove it; the run computes it again."
@@ -102,7 +103,8 @@ def record(journal: Journal, name: str, data: Mapping[str, Any], tensors: Mappin
     if path is not None:
         # Cloned, because the format refuses tensors that share memory, as the masks of a network and its target do.
         whole = {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-        write_atomically(path, save(whole, metadata={"data": json.dumps(data)}))
+        known = {"data": json.dumps(data), "order": json.dumps(list(whole))}  # the file itself sorts them
+        write_atomically(path, save(whole, metadata=known))
 
 
 def _path(journal: Journal, name: str) -> Path | None:

@@ -59,7 +59,7 @@ def prune(
     env: str | EnvSpec | None = None,
     tolerance: float = 0.05,
     sparsity: float | None = None,
-    criterion: str = "variance",
+    criterion: str | None = None,
     structure: str = "auto",
     schedule: str = "adaptive",
     rounds: int = 5,
@@ -83,7 +83,7 @@ def prune(
         tolerance: Largest satisfactory loss of return; 1 is the dense agent's gain over the random policy.
         sparsity: Share of the actor's parameters to remove. The adaptive schedule stops there at the latest; the
             others need it.
-        criterion: Name of a score in :mod:`prunerl.criteria`.
+        criterion: Name of a score in :mod:`prunerl.criteria`; by default ``variance``, for weights ``magnitude``.
         structure: ``units``, ``weights``, ``layers``, or ``auto``: layers where that saves, and units.
         schedule: ``adaptive``, ``one_shot``, ``linear`` or ``cubic``.
         rounds: Rounds of a linear or cubic schedule.
@@ -110,7 +110,7 @@ def prune(
     settings = {
         "tolerance": tolerance,
         "sparsity": sparsity,
-        "criterion": criterion.replace("-", "_"),
+        "criterion": (criterion or ("magnitude" if structure == "weights" else "variance")).replace("-", "_"),
         "structure": structure,
         "schedule": schedule.replace("-", "_"),
         "rounds": rounds,
@@ -126,12 +126,13 @@ def prune(
     }
     settings = _checked(settings, repair)
     dense = load(agent, env=env) if isinstance(agent, str | Path) else agent
+    source = str(agent) if isinstance(agent, str | Path) else dense.algorithm
     journal = open_journal(out, {**settings, "agent": baselines.fingerprint(dense), "env": schema.plain(dense.env)})
     finished = _finished_run(journal, dense)
     if finished is not None:
         return finished
     with _quiet_threads():
-        return _run(dense, settings, journal, observer or (lambda line, made: None), str(agent))
+        return _run(dense, settings, journal, observer or (lambda line, made: None), source)
 
 
 def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: Observer, source: str) -> Result:
@@ -166,10 +167,11 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         options = [fixed(task, candidate, settings, step)]
     observer("confirming on seeds that were not used before", None)
     chosen, dense_row, pruned_row, refused = _confirm(task, candidate, options, journal, settings)
-    observer("making the baselines", None)
+    if settings["compare"]:
+        observer("making the baselines", None)
     rows = tuple(_baselines(task, candidate, chosen, dense_row, journal)) if settings["compare"] else ()
     report = Report(
-        agent=source if not hasattr(source, "state") else dense.algorithm,
+        agent=source,
         algorithm=dense.algorithm,
         env=dense.env,
         settings=dict(settings),

@@ -32,8 +32,8 @@ def remove(
     """Apply a decision on units, single weights or layers, and check the result against the masked original.
 
     Units are cut out by ``index_select``. Single weights are set to zero and held there by a mask; see
-    :func:`fold_dead` for the units that die by it. A layer is dropped by composing its neighbours, with its activation replaced by
-    the line that fits it best on the observations.
+    :func:`fold_dead` for the units that die by it. A layer is dropped by composing its neighbours, with its
+    activation replaced by the line that fits it best on the observations.
 
     Args:
         traced: Trace of the network at its present depth.

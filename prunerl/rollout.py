@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -112,6 +113,7 @@ def _executor(workers: int) -> Executor:
 
 
 def _initialize() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process alone answers Ctrl-C
     torch.set_num_threads(1)
 
 

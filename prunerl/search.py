@@ -154,8 +154,20 @@ def _drop(name: str) -> Decide:
 
 
 def _to_parameters(current: Candidate, target: int) -> Decide:
+    """Decide so that at most ``target`` parameters are left.
+
+    Single weights are spread over the matrices by ERK: ranked over all of them, the first and the last one would lose
+    whole inputs and actions first, which no repair brings back.
+    """
+    tensors = current.agent.state.tensors
+
     def choose(groups: Sequence[Group], scores: Scores) -> Decision:
-        return decide.by_parameters(groups, scores, current.traced, current.agent.state.tensors, target)
+        if groups[0].structure == "weights":
+            entries = sum(group.units for group in groups)
+            others = size(current.traced, tensors).parameters - entries
+            sparsity = 1.0 - max(target - others, len(groups)) / entries
+            return decide.by_sparsity(groups, scores, sparsity, distribution="erk", tensors=tensors)
+        return decide.by_parameters(groups, scores, current.traced, tensors, target)
 
     return choose
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 
 from prunerl import cli
 from prunerl.cli import main
-from prunerl.types import Round, Size, Stage, Verdict
 
 Capture = pytest.CaptureFixture[str]
 
@@ -231,34 +229,6 @@ def test_another_run_is_not_overwritten(run: Path, cartpole: str, capsys: Captur
 )
 def test_environment_arguments_are_json_where_they_can_be(text: str, value: object) -> None:
     assert cli._pair(text) == ("x", value)
-
-
-def _round(index: int, parameters: int, satisfied: bool, *, seconds: float = 2.0) -> Round:
-    verdict = Verdict((1.0,), (1.0,), (0, 1), 0.0, 1.0, 1.0, (0.0, 0.0), 0.95, 0.05, satisfied)
-    stage = Stage("cut", 0.0, verdict, seconds, 0)
-    size = Size(parameters, parameters, parameters, (8, 8))
-    return Round(index, "units", "variance", 0.0, size, {}, (stage,), 0, satisfied, seconds, 0)
-
-
-def adaptive() -> cli.Prune:
-    return cli.Prune(agent="agent.zip")
-
-
-def test_the_time_left_is_not_invented() -> None:
-    assert cli._left([], "round 1", adaptive()) == "time left: unknown until a round is done"
-    assert cli._left([_round(1, 160, True)], "round 2", adaptive()) == "time left: unknown until a round fails"
-
-
-def test_the_time_left_halves_the_gap_down_to_a_unit() -> None:
-    # A unit of 160 parameters in 16 units is 10; the gap of 80 is 8 units: 1 + log2 8 = 4 rounds, 3 for the baselines.
-    made = [_round(1, 160, True), _round(2, 80, False)]
-    assert cli._left(made, "round 3", adaptive()) == "time left: about 14 s"
-    assert cli._left(made, "round 3", dataclasses.replace(adaptive(), no_compare=True)) == "time left: about 10 s"
-
-
-def test_the_time_left_of_a_schedule_counts_its_rounds() -> None:
-    args = dataclasses.replace(adaptive(), schedule="cubic", sparsity=0.5, rounds=4, no_compare=True)
-    assert cli._left([_round(1, 160, True)], "round 2", args) == "time left: about 8 s"
 
 
 def test_the_module_is_the_command() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -484,7 +485,8 @@ def _load_optimizer(agent: SB3Agent, model: BaseAlgorithm) -> None:
     moments = agent.state.moments
     fresh = optimizer.state_dict()
     groups = [{**g, **_known(agent.settings.optimizer, g), "params": g["params"]} for g in fresh["param_groups"]]
-    state = {i: {k: v.clone() for k, v in moments[n].items()} for i, n in enumerate(names) if n in moments}
+    # Interned, since a pickle writes equal keys once only when they are one object: equal agents give equal files.
+    state = {i: {sys.intern(k): v.clone() for k, v in moments[n].items()} for i, n in enumerate(names) if n in moments}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
