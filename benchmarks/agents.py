@@ -61,7 +61,9 @@ def measure(agents: Path, name: str, env: str, folder: Path, seed: int) -> tuple
     clock = folder.with_suffix(".seconds")
     if not clock.is_file():
         if folder.exists():
-            raise SystemExit(f"{folder} holds a run without its time, so it was interrupted. Remove it and start again.")
+            raise SystemExit(
+                f"{folder} holds a run without its time, so it was interrupted. Remove it and start again."
+            )
         zip_file = agents / f"{name}_1" / f"{name.split('/')[1]}.zip"
         command = [sys.executable, "-m", "prunerl", "prune", str(zip_file), "--env", env, "--seed", str(seed)]
         start = time.perf_counter()
@@ -79,7 +81,9 @@ def row(name: str, env: str, report: dict, seconds: float, parameters: int, prot
         found = others.get(kind)
         if found is None:
             return "—"
-        return f"{found['parameters']:,}: {found['verdict']['normalized']:.3f}" + ("" if found["verdict"]["satisfied"] else " ✗")
+        return f"{found['parameters']:,}: {found['verdict']['normalized']:.3f}" + (
+            "" if found["verdict"]["satisfied"] else " ✗"
+        )
 
     return (
         name,

@@ -57,7 +57,7 @@ def open_journal(out: str | Path | None, settings: Mapping[str, Any]) -> Journal
     try:
         (folder / STEPS).mkdir(parents=True, exist_ok=True)
         found = (folder / SETTINGS).read_text(errors="replace") if (folder / SETTINGS).is_file() else None
-        strangers = sorted(p.name for p in folder.iterdir() if p.name != STEPS)
+        strangers = sorted(p.name for p in folder.iterdir() if p.name != STEPS and p.suffix != ".tmp")
     except OSError as error:
         raise RunError(
             f"Cannot use {str(folder)!r} as a run folder: {error.strerror}. Choose another with --out."

@@ -41,7 +41,7 @@ class Unpickler(pickle.Unpickler):
     """The library's own way of reading statistics, but for the spaces of the ``gym`` era, which is not installed."""
 
     def find_class(self, module: str, name: str) -> Any:
-        return SimpleNamespace if module.split(".")[0] == "gym" else super().find_class(module, name)
+        return SimpleNamespace if module.split(".", maxsplit=1)[0] == "gym" else super().find_class(module, name)
 
 
 def test_raw_observations_pass_the_statistics_as_in_vec_normalize(

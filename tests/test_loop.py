@@ -42,9 +42,12 @@ def essence(value: Any) -> Any:
 def assert_equal(first: prunerl.Result, second: prunerl.Result) -> None:
     """Check that two runs ended with bit-equal tensors after the same rounds."""
     a, b = first.agent.state, second.agent.state
-    assert a.tensors.keys() == b.tensors.keys()
+    assert list(a.tensors) == list(b.tensors)
     assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
-    assert a.masks.keys() == b.masks.keys()
+    assert list(a.moments) == list(b.moments)
+    assert all(torch.equal(m, b.moments[n][k]) for n, entries in a.moments.items() for k, m in entries.items())
+    assert list(a.masks) == list(b.masks)
+    assert all(torch.equal(a.masks[n], b.masks[n]) for n in a.masks)
     assert essence(schema.plain(first.report)) == essence(schema.plain(second.report))
 
 
@@ -241,20 +244,19 @@ def test_fixed_schedules_reach_their_sparsity(path: Path, schedule: str, structu
     state = result.agent.state
     traced = trace(result.agent.policy.network, torch.zeros(3, 4))
     dense, left = result.report.dense.size.parameters, stored(traced, state)
-    assert 0.17 * dense < left <= 0.2 * dense
-    assert result.report.pruned.size == rounds[-1].size
+    assert left <= 0.2 * dense  # of single weights less may be left: units that die by it are folded away
     if structure == "weights":
         assert set(state.masks) >= {layer.weight for layer in traced.layers}
         assert all(bool((state.tensors[n][~mask] == 0).all()) for n, mask in state.masks.items())
         assert result.report.pruned.size.nonzeros <= left
     else:
+        assert left > 0.17 * dense
+        assert result.report.pruned.size == rounds[-1].size
         assert state.masks == {}
         assert left == result.report.pruned.size.parameters
 
 
-def test_a_run_of_single_weights_is_remembered_too(
-    zip_of: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_run_of_single_weights_is_remembered_too(zip_of: Callable[[str], Path], tmp_path: Path) -> None:
     """The network and its target share masks, also on disk."""
     options: dict[str, Any] = {**BRIEFLY, "episodes": 10, "repair": (), "structure": "weights", "schedule": "one_shot"}
     first = prunerl.prune(zip_of("dqn/CartPole-v1"), sparsity=0.3, out=tmp_path / "run", **options)

@@ -58,7 +58,10 @@ def test_apply_zeroes_only_what_is_masked() -> None:
 
 @pytest.mark.parametrize("name", ["ppo/CartPole-v1", "a2c/CartPole-v1", "dqn/CartPole-v1"])
 def test_sparsity_after_training_is_what_was_set(
-    load_agent: Callable[[str], SB3Agent], inputs: Callable[..., Tensor], quick: Callable[[SB3Agent], SB3Agent], name: str
+    load_agent: Callable[[str], SB3Agent],
+    inputs: Callable[..., Tensor],
+    quick: Callable[[SB3Agent], SB3Agent],
+    name: str,
 ) -> None:
     agent = quick(load_agent(name))
     observations = inputs(agent)

@@ -190,7 +190,9 @@ def test_a_target_network_keeps_the_same_units(
     groups = unit_groups(traced, agent.state.tensors)
     for source in traced.parameters:
         target = source.replace("q_net.", "q_net_target.", 1)
-        assert torch.equal(smaller.state.tensors[target], expected(agent.state.tensors[target], source, groups, decision))
+        assert torch.equal(
+            smaller.state.tensors[target], expected(agent.state.tensors[target], source, groups, decision)
+        )
 
 
 def test_gsde_noise_follows_the_last_hidden_layer(
@@ -206,12 +208,17 @@ def test_gsde_noise_follows_the_last_hidden_layer(
 
 @pytest.mark.parametrize("name", [*LEARNERS, "ppo/Pendulum-v1"])
 def test_after_surgery_training_changes_every_parameter(
-    load_agent: Callable[[str], SB3Agent], inputs: Callable[..., Tensor], quick: Callable[[SB3Agent], SB3Agent], name: str
+    load_agent: Callable[[str], SB3Agent],
+    inputs: Callable[..., Tensor],
+    quick: Callable[[SB3Agent], SB3Agent],
+    name: str,
 ) -> None:
     agent = quick(load_agent(name))
     smaller, _, _ = halved(agent, inputs(agent, 8))
     trained = smaller.learn(16, seed=0)
-    assert {n: t.shape for n, t in trained.state.tensors.items()} == {n: t.shape for n, t in smaller.state.tensors.items()}
+    assert {n: t.shape for n, t in trained.state.tensors.items()} == {
+        n: t.shape for n, t in smaller.state.tensors.items()
+    }
     followers = "q_net_target."  # they change by copying, now and then
     learning = [n for n in smaller.state.tensors if not n.startswith(followers)]
     assert [n for n in learning if torch.equal(trained.state.tensors[n], smaller.state.tensors[n])] == []

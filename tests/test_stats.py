@@ -72,5 +72,7 @@ def test_a_tolerance_that_allows_nothing_is_refused(tolerance: float) -> None:
 
 @pytest.mark.parametrize("random", [10.0, 11.0, float("nan")])
 def test_a_dense_agent_no_better_than_random_is_refused(random: float) -> None:
-    with pytest.raises(BudgetError, match=r"mean return 10 is not above the random policy's.*Check that the environment"):
+    with pytest.raises(
+        BudgetError, match=r"mean return 10 is not above the random policy's.*Check that the environment"
+    ):
         stats.verdict([10.0] * 5, [10.0] * 5, random, tolerance=0.05, first_seed=0)

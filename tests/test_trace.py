@@ -96,15 +96,22 @@ SEQUENTIAL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.ReLU(
 ARCHITECTURES: list[tuple[nn.Module, Owns]] = [
     (
         SEQUENTIAL,
-        {"0": {("0.weight", 0), ("0.bias", 0), ("2.weight", 1)}, "2": {("2.weight", 0), ("2.bias", 0), ("4.weight", 1)}},
+        {
+            "0": {("0.weight", 0), ("0.bias", 0), ("2.weight", 1)},
+            "2": {("2.weight", 0), ("2.bias", 0), ("4.weight", 1)},
+        },
     ),
     (Plain(), {"kernel": {("kernel", 1), ("shift", 0), ("out", 0)}}),
     (
         Residual(),
         {
             "first": {
-                ("first.weight", 0), ("first.bias", 0), ("inner.weight", 1),
-                ("second.weight", 0), ("second.bias", 0), ("last.weight", 1),
+                ("first.weight", 0),
+                ("first.bias", 0),
+                ("inner.weight", 1),
+                ("second.weight", 0),
+                ("second.bias", 0),
+                ("last.weight", 1),
             },
             "inner": {("inner.weight", 0), ("inner.bias", 0), ("second.weight", 1)},
         },
@@ -112,7 +119,7 @@ ARCHITECTURES: list[tuple[nn.Module, Owns]] = [
     (TwoHeads(), {"body": {("body.weight", 0), ("body.bias", 0), ("policy.weight", 1), ("value.weight", 1)}}),
     (SkipToOutput(), {"hidden": {("hidden.weight", 0), ("hidden.bias", 0), ("last.weight", 1)}}),
     (nn.Sequential(nn.Linear(3, 2)), {}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("network", "wanted"), ARCHITECTURES)
@@ -135,11 +142,23 @@ def test_the_graph_computes_what_the_network_computes(network: nn.Module) -> Non
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("ppo/CartPole-v1", {"mlp_extractor.policy_net.0": ("mlp_extractor.policy_net.2",), "mlp_extractor.policy_net.2": ("action_net",)}),
-        ("a2c/CartPole-v1", {"mlp_extractor.policy_net.0": ("mlp_extractor.policy_net.2",), "mlp_extractor.policy_net.2": ("action_net",)}),
+        (
+            "ppo/CartPole-v1",
+            {
+                "mlp_extractor.policy_net.0": ("mlp_extractor.policy_net.2",),
+                "mlp_extractor.policy_net.2": ("action_net",),
+            },
+        ),
+        (
+            "a2c/CartPole-v1",
+            {
+                "mlp_extractor.policy_net.0": ("mlp_extractor.policy_net.2",),
+                "mlp_extractor.policy_net.2": ("action_net",),
+            },
+        ),
         ("dqn/CartPole-v1", {"q_net.q_net.0": ("q_net.q_net.2",), "q_net.q_net.2": ("q_net.q_net.4",)}),
     ],
-)  # fmt: skip
+)
 def test_groups_of_real_agents(
     load_agent: Callable[[str], SB3Agent], inputs: Callable[..., Tensor], name: str, wanted: dict[str, tuple[str, ...]]
 ) -> None:

@@ -73,7 +73,13 @@ def tiny(algorithm: type[BaseAlgorithm], env: Any, *, net_arch: Any = (8, 6), **
     few: dict[str, Any] = {
         PPO: {"n_steps": 16, "batch_size": 16, "n_epochs": 2},
         A2C: {"n_steps": 8},
-        DQN: {"learning_starts": 8, "buffer_size": 100, "batch_size": 8, "gradient_steps": 2, "target_update_interval": 8},
+        DQN: {
+            "learning_starts": 8,
+            "buffer_size": 100,
+            "batch_size": 8,
+            "gradient_steps": 2,
+            "target_update_interval": 8,
+        },
     }[algorithm]  # type: ignore[index]
     arch = list(net_arch) if isinstance(net_arch, tuple) else net_arch
     policy = {"net_arch": arch, **kwargs.pop("policy_kwargs", {})}
@@ -244,9 +250,7 @@ def test_statistics_travel_through_a_file(tmp_path: Path, load_agent: Callable[[
     assert all(torch.equal(t, again.state.tensors[n]) for n, t in agent.state.tensors.items())
 
 
-def test_statistics_of_another_environment_or_none_are_refused(
-    tmp_path: Path, zip_of: Callable[[str], Path]
-) -> None:
+def test_statistics_of_another_environment_or_none_are_refused(tmp_path: Path, zip_of: Callable[[str], Path]) -> None:
     other = zip_of("ppo/Hopper-v3").with_suffix("") / "vecnormalize.pkl"
     with pytest.raises(SpaceError, match=r"vecnormalize\.pkl holds statistics .* shape \(11,\).* have \(4,\)"):
         prunerl.load(zip_of("ppo/CartPole-v1"), env="CartPole-v1", vec_normalize=other)
@@ -285,7 +289,10 @@ def test_a_zoo_folder_gives_arguments_and_wrappers(tmp_path: Path) -> None:
     [
         ("env_wrapper: utils.wrappers.Gone", r"Wrapper 'utils\.wrappers\.Gone' cannot be imported"),
         ("env_wrapper: gymnasium.wrappers.Gone", r"Wrapper 'gymnasium\.wrappers\.Gone' cannot be imported"),
-        ("env_wrapper: [{gymnasium.wrappers.TimeLimit: {no_such: 5}}]", r"Wrapper 'gymnasium\.wrappers\.TimeLimit'.*no_such"),
+        (
+            "env_wrapper: [{gymnasium.wrappers.TimeLimit: {no_such: 5}}]",
+            r"Wrapper 'gymnasium\.wrappers\.TimeLimit'.*no_such",
+        ),
     ],
 )
 def test_wrappers_that_are_not_there_are_named(tmp_path: Path, config: str, message: str) -> None:
@@ -347,7 +354,7 @@ def test_smaller_agents_are_plain_zips(
     visit: Callable[..., np.ndarray],
     quick: Callable[[SB3Agent], SB3Agent],
 ) -> None:
-    """Narrowed, and with one and with both hidden layers dropped, they load, act and train where we are not installed."""
+    """Narrowed, and with hidden layers dropped, they load, act and train where this package is not installed."""
     cases = []
     for name in ("ppo/CartPole-v1", "a2c/CartPole-v1", "dqn/CartPole-v1", "ppo/Pendulum-v1", "ppo/Hopper-v3"):
         dense = quick(load_agent(name))
@@ -363,10 +370,13 @@ def test_smaller_agents_are_plain_zips(
             assert statistics.exists() == (small.policy.normalizer is not None)
             np.save(tmp_path / f"{stem}.npy", raw)
             case = {
-                "zip": str(path), "env": small.env.id, "algorithm": small.algorithm.upper(),
+                "zip": str(path),
+                "env": small.env.id,
+                "algorithm": small.algorithm.upper(),
                 "statistics": str(statistics) if statistics.exists() else "",
-                "observations": str(tmp_path / f"{stem}.npy"), "actions": str(tmp_path / f"{stem}-actions.npy"),
-            }  # fmt: skip
+                "observations": str(tmp_path / f"{stem}.npy"),
+                "actions": str(tmp_path / f"{stem}-actions.npy"),
+            }
             cases.append((case, small, raw))
     script = [sys.executable, "-W", "ignore", "-c", PLAIN, json.dumps([case for case, _, _ in cases])]
     done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -45,7 +45,9 @@ def students(count: int = 2, width: int = 3) -> tuple[Trace, list[dict[str, Tens
     return trace(made[0], torch.zeros(2, 2)), [{n: t.detach().clone() for n, t in m.state_dict().items()} for m in made]
 
 
-def taught(traced: Trace, own: list[dict[str, Tensor]], head: Head, masks: Masks | None = None, **changes: Any) -> list[Any]:
+def taught(
+    traced: Trace, own: list[dict[str, Tensor]], head: Head, masks: Masks | None = None, **changes: Any
+) -> list[Any]:
     options: dict[str, Any] = {"updates": 60, "learning_rate": 1e-2, **changes}
     generator = torch.Generator().manual_seed(options.pop("seed", 0))
     return list(distill(traced, own, masks or {}, head, lessons_for(head), generator=generator, **options))

@@ -76,7 +76,10 @@ def test_without_targets_or_biases_nothing_is_refitted() -> None:
     traced, state = trace(network, x[:2]), state_of(network)
     before = activity(traced, state.tensors, x)
     assert least_squares(traced, state.tensors, {}, x, [None, None]) == {}
-    assert set(least_squares(traced, state.tensors, {}, x, [before.outputs["0"], before.output])) == {"2.weight", "2.bias"}
+    assert set(least_squares(traced, state.tensors, {}, x, [before.outputs["0"], before.output])) == {
+        "2.weight",
+        "2.bias",
+    }
 
 
 def test_units_that_never_change_do_not_break_the_fit() -> None:
