@@ -15,21 +15,25 @@ from prunerl.cost import size, stored
 from prunerl.evaluate import Yardstick, judge, seeds
 from prunerl.evidence import VisitedEvidence
 from prunerl.remove import follow, layer_order, remove
-from prunerl.repair.distill import Lessons, calibrate, distill, divergences
+from prunerl.repair.distill import TASTES, Lessons, calibrate, distill, divergences, restarted
 from prunerl.repair.least_squares import least_squares
 from prunerl.rollout import rollout_each
 from prunerl.trace import Trace, activity, forward, groups, trace
 from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure, Verdict
 
 REPAIRS = ("least_squares", "distill", "finetune")
-STUDENTS = 6
+STUDENTS = len(TASTES)
 LARGE = 20_000
 """Networks of more parameters than this are repaired as one student, not as several."""
 SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 18_000
 ITERATIONS = 5
+RESTARTED = 0.3
+"""Students who learn less than this share from states of pruned agents start anew in each iteration: they have learnt
+what the dense agent's states can teach them. The others go on."""
 PATIENCE, HOPELESS = 3, 0.3
 """After this many iterations, students that all stay below this normalised return are given up."""
 UPDATES = 600
+LEARNING_RATE = 1e-2
 EPISODES_EACH = 5
 VISITS = 4_000
 
@@ -211,8 +215,12 @@ def distilled(
     masks = students[0].masks
     for iteration in range(ITERATIONS):
         lessons = _lessons(task, known)
-        rate = 1e-2 if iteration == 0 else 5e-3
-        rate = rate if traced and size(traced, tensors[0]).parameters <= 1000 else 0.3 * rate
+        if iteration > 0:
+            tensors = [
+                restarted(traced, s.tensors, masks, generator=generator) if TASTES[i % STUDENTS].own < RESTARTED else t
+                for i, (s, t) in enumerate(zip(students, tensors, strict=True))
+            ]
+        rate = LEARNING_RATE if size(traced, tensors[0]).parameters <= 1000 else 0.3 * LEARNING_RATE
         tensors = distill(
             traced, tensors, masks, head, lessons, updates=UPDATES, learning_rate=rate, generator=generator
         )

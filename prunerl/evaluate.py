@@ -18,8 +18,10 @@ PURPOSES = {"visit": 0, "select": 1_000_000, "confirm": 2_000_000, "random": 3_0
 """First seed of each purpose: visiting states, choosing, and confirming never share one."""
 
 FIRST_LOOK = 25
+EARLY = 0.5
+"""Before all episodes are played, only what would pass at this share of the tolerance is taken to pass."""
 RANDOM_EPISODES = 50
-FEWEST, MOST = 50, 400
+FEWEST, MOST = 100, 400
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def yardstick(policy: Policy, env: EnvSpec, *, tolerance: float, seed: int, epis
     """Play the dense and the random policy on their seeds.
 
     The number of episodes grows with the spread of the dense agent's returns, until half the interval of its mean
-    is about half the tolerance, within 50 to 400.
+    is about half the tolerance, within 100 to 400.
 
     Raises:
         BudgetError: The dense agent is not better than random.
@@ -140,6 +142,8 @@ def episodes_needed(returns: Sequence[float], random: float, tolerance: float) -
 def judge(yard: Yardstick, policy: Policy) -> tuple[Verdict, int]:
     """Judge a pruned policy on the selection seeds, with more episodes as long as it is neither good nor hopeless.
 
+    Many candidates are judged, so one that passes a short look by luck is common: it must pass it clearly.
+
     Returns:
         The verdict on the episodes played, and the environment steps taken.
     """
@@ -152,7 +156,8 @@ def judge(yard: Yardstick, policy: Policy) -> tuple[Verdict, int]:
         verdict = stats.verdict(
             yard.dense[:wanted], returns, yard.random, tolerance=yard.tolerance, first_seed=yard.first_seed
         )
-        if verdict.satisfied or wanted == len(chosen) or _hopeless(yard, verdict, len(chosen)):
+        convincing = verdict.interval[0] > -EARLY * yard.tolerance
+        if convincing or wanted == len(chosen) or _hopeless(yard, verdict, len(chosen)):
             return verdict, steps
         wanted = min(2 * wanted, len(chosen))
 

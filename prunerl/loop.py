@@ -18,22 +18,23 @@ import torch
 from torch import Tensor
 
 from prunerl import baselines, criteria, errors, heads, schedules, stats
-from prunerl.attempt import CHECKED, REPAIRS, Candidate, Task, attempt, some
-from prunerl.cost import size
-from prunerl.errors import BudgetError, RunError
+from prunerl.attempt import CHECKED, REPAIRS, Candidate, Task, attempt, masked_parameters, some
+from prunerl.errors import BudgetError
 from prunerl.evaluate import Yardstick, seeds, yardstick
 from prunerl.journal import Journal, open_journal, recall, record
 from prunerl.load import load
 from prunerl.remove import fold_dead
 from prunerl.report import schema
 from prunerl.rollout import rollout, warm_up
-from prunerl.search import STRUCTURES, Attempt, adaptive, fixed
+from prunerl.search import STRUCTURES, Attempt, Step, adaptive, between, fixed
 from prunerl.trace import trace
 from prunerl.types import Agent, EnvSpec, Report, Round, Row, State, Verdict
 
 VISIT_EPISODES = 24
 VISITED = 12_000
 FEWEST_CONFIRMED = 100
+ROUNDS_BETWEEN = 3
+"""Rounds spent on agents between one that was refused by the confirmation and the next larger one."""
 
 Observer = Callable[[str, Round | None], None]
 """Called with a line of progress, and with each finished round."""
@@ -162,11 +163,12 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
 
     if settings["schedule"] == "adaptive":
         adaptive(task, candidate, settings["structure"], settings["sparsity"], step)
-        options = sorted(passed, key=lambda c: size(c.traced, c.agent.state.tensors).nonzeros)
+        observer("confirming on seeds that were not used before", None)
+        chosen, dense_row, pruned_row, refused = _confirmed(task, candidate, passed, step, journal, settings)
     else:
-        options = [fixed(task, candidate, settings, step)]
-    observer("confirming on seeds that were not used before", None)
-    chosen, dense_row, pruned_row, refused = _confirm(task, candidate, options, journal, settings)
+        chosen, refused = _folded(fixed(task, candidate, settings, step), task), 0
+        observer("confirming on seeds that were not used before", None)
+        dense_row, pruned_row = _confirmation(task, chosen, 0, journal, settings)
     if settings["compare"]:
         observer("making the baselines", None)
     rows = tuple(_baselines(task, candidate, chosen, dense_row, journal)) if settings["compare"] else ()
@@ -273,23 +275,42 @@ def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: J
     return made, Candidate(agent, traced, visited)
 
 
-def _confirm(
-    task: Task, dense: Candidate, options: Sequence[Candidate], journal: Journal, settings: Mapping[str, Any]
+def _confirmed(
+    task: Task, dense: Candidate, passed: list[Candidate], step: Step, journal: Journal, settings: Mapping[str, Any]
 ) -> tuple[Candidate, Row, Row, int]:
-    """Judge the smallest agent that passed on fresh seeds; where it fails, the next larger one.
+    """Judge the smallest agent that passed on fresh seeds; where it fails, look for a larger one and judge that.
+
+    Args:
+        task: The run.
+        dense: The dense agent, which is the result when no smaller one is confirmed.
+        passed: The agents that passed the selection; ``step`` adds to it.
+        step: Carries out one more round.
+        journal, settings: Of the run.
 
     Returns:
         The agent that was confirmed, the rows of the dense agent and of it, and how many failed before it.
     """
+    refused: list[Candidate] = []
+    while True:
+        options = sorted((c for c in passed if c not in refused), key=masked_parameters)
+        option = options[0] if options else dense
+        rows = _confirmation(task, option, len(refused), journal, settings)
+        if rows[1].verdict.satisfied or option is dense:
+            return _folded(option, task), *rows, len(refused)
+        refused.append(option)
+        larger = options[1] if len(options) > 1 else dense
+        between(larger, masked_parameters(option), settings["structure"], step, rounds=ROUNDS_BETWEEN)
+
+
+def _confirmation(
+    task: Task, option: Candidate, number: int, journal: Journal, settings: Mapping[str, Any]
+) -> tuple[Row, Row]:
     episodes = settings["episodes"] or max(FEWEST_CONFIRMED, len(task.yard.dense))
     chosen = seeds(task.seed, "confirm", episodes)
-    reference = _judged_row("dense", task, dense, chosen, None, journal)
-    for number, passed in enumerate([*options, dense]):
-        option = _folded(passed, task)
-        row = _judged_row(f"confirm-{number:03d}", task, option, chosen, reference.verdict, journal)
-        if row.verdict.satisfied or settings["schedule"] != "adaptive":
-            return option, reference, row, number
-    raise RunError("The dense agent did not confirm itself. Report this with the environment's id.")
+    whole = Candidate(task.dense, task.traced, task.visited[:0])
+    reference = _judged_row("dense", task, whole, chosen, None, journal)
+    row = _judged_row(f"confirm-{number:03d}", task, _folded(option, task), chosen, reference.verdict, journal)
+    return reference, row
 
 
 def _folded(candidate: Candidate, task: Task) -> Candidate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +64,23 @@ def adaptive(task: Task, start: Candidate, structure: str, sparsity: float | Non
     return current if shallower is current else _shrink(shallower, "units", least, step)
 
 
+def between(larger: Candidate, refused: int, structure: str, step: Step, *, rounds: int) -> None:
+    """Look for agents that pass between one that passed and a smaller one that was refused.
+
+    Args:
+        larger: The agent that passed.
+        refused: Size of the smaller one.
+        structure: Of the run.
+        step: Carries out one round.
+        rounds: At most as many.
+    """
+    kind: Structure = "weights" if structure == "weights" else "units"
+    now, saving = masked_parameters(larger), _smallest_saving(larger, kind)
+    floor = max(refused + saving, _fewest(larger, kind))
+    plan = Adaptive(step=max(0.5 * math.log2(now / refused), 0.1), floor=floor, closing=True)
+    _shrink(larger, kind, floor, step, plan=plan, rounds=rounds)
+
+
 def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step) -> Candidate:
     """Follow a schedule to its sparsity, whatever the verdicts say, and return the last agent."""
     schedule: Any = schedules.find(settings["schedule"])
@@ -108,20 +127,28 @@ def _draw(scores: Scores, sparsity: float, generator: torch.Generator) -> Decisi
     return {n: torch.zeros_like(live[n]).masked_scatter_(live[n], drawn[n]) for n in scores}
 
 
-def _shrink(current: Candidate, structure: Structure, least: int, step: Step) -> Candidate:
+def _shrink(
+    current: Candidate,
+    structure: Structure,
+    least: int,
+    step: Step,
+    *,
+    plan: Adaptive | None = None,
+    rounds: int | None = None,
+) -> Candidate:
     """Remove units or weights in steps that grow while the verdict stays good and halve when it fails."""
-    floor = max(least, _fewest(current, structure))
-    plan = Adaptive(step=FIRST_STEP, floor=floor)
-    while True:
+    plan = plan or Adaptive(step=FIRST_STEP, floor=max(least, _fewest(current, structure)))
+    for _ in itertools.count() if rounds is None else range(rounds):
         now, saving = masked_parameters(current), _smallest_saving(current, structure)
         if finished(plan, now, saving):
-            return current
+            break
         target = propose(plan, now, saving)
         made, candidate = step(current, Attempt(structure, _to_parameters(current, target), target))
         if made.satisfied:
             current, plan = candidate, passed(plan)
         else:
             plan = failed(plan, masked_parameters(candidate), saving)
+    return current
 
 
 def _drop_layers(task: Task, current: Candidate, step: Step, *, keep: int, least: int) -> Candidate:

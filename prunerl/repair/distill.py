@@ -15,6 +15,8 @@ from prunerl.types import Head, Masks
 
 BATCH = 256
 WARM_UP = 0.1
+NOISE = 0.1
+"""Of a new start, relative to the root mean square of each tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,7 @@ class Taste:
     divergence: float
 
 
-TASTES = (Taste(0.5, 1.0), Taste(0.15, 0.05), Taste(0.85, 1.0), Taste(0.5, 0.05), Taste(0.15, 1.0), Taste(0.85, 0.05))
+TASTES = tuple(Taste(own, divergence) for own in (0.0, 0.15, 0.5, 0.85) for divergence in (1.0, 0.05))
 
 
 def distill(
@@ -117,6 +119,18 @@ def distill(
         own = apply({n: t.detach()[i].clone() for n, t in trained.items()}, masks)
         result.append({**student, **_restored(traced, own, standard)})
     return result
+
+
+def restarted(
+    traced: Trace, start: Mapping[str, Tensor], masks: Masks, *, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the tensors to start from with a little noise: a student that learns something else."""
+    noisy = dict(start)
+    for name in traced.parameters:
+        if start[name].is_floating_point():
+            noise = torch.randn(start[name].shape, generator=generator)
+            noisy[name] = start[name] + NOISE * start[name].square().mean().sqrt() * noise
+    return apply(noisy, masks)
 
 
 def divergences(traced: Trace, students: Sequence[Mapping[str, Tensor]], head: Head, lessons: Lessons) -> list[float]:
