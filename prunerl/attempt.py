@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from prunerl.cost import size, stored
 from prunerl.evaluate import Yardstick, judge, seeds
 from prunerl.evidence import VisitedEvidence
 from prunerl.remove import follow, layer_order, remove
-from prunerl.repair.distill import TASTES, Lessons, calibrate, distill, divergences, restarted
+from prunerl.repair.distill import TASTES, Lessons, calibrate, distill, divergences, tastes
 from prunerl.repair.least_squares import least_squares
 from prunerl.rollout import rollout_each
 from prunerl.trace import Trace, activity, forward, groups, trace
@@ -23,6 +24,7 @@ from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, S
 
 REPAIRS = ("least_squares", "distill", "finetune")
 STUDENTS = len(TASTES)
+ALTERNATIVES = 3 * STUDENTS
 LARGE = 20_000
 """Networks of more parameters than this are repaired as one student, not as several."""
 SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 18_000
@@ -93,14 +95,18 @@ def attempt(
     )
     scores = _hold_masked(criteria.find(task.criterion)(evidence, units), state, structure)
     decision = decide(units, scores)
-    decisions = [decision, *_alternatives(decision, scores, structure, generator)]
     checked = some(known, CHECKED, generator)
-    cuts = [remove(candidate.traced, state, units, d, ties=agent.ties, observations=checked) for d in decisions]
-    agents = [agent.with_state(cut) for cut in cuts]
+
+    def smaller(kept: Decision) -> Agent:
+        cut = remove(candidate.traced, state, units, kept, ties=agent.ties, observations=checked)
+        return agent.with_state(cut)
+
+    decisions, agents = [decision], [smaller(decision)]
     depth_changed = structure == "layers"
     traced = trace(agents[0].policy.network, checked[:3]) if depth_changed else candidate.traced
-    if size(traced, agents[0].state.tensors).parameters > LARGE:
-        agents, decisions = agents[:1], decisions[:1]
+    if size(traced, agents[0].state.tensors).parameters <= LARGE:
+        others = _alternatives(decision, scores, structure, generator)
+        decisions, agents = decisions + others, agents + [smaller(other) for other in others]
     work = _Work(task, traced, [a.state for a in agents], agents[0], generator, index)
     stages, states, visited = [], [], candidate.visited
     for name, stage in _stages(task, candidate, work, units, decisions):
@@ -200,7 +206,7 @@ def distilled(
     Args:
         task: The run.
         traced, agent: The shape of the students.
-        students: Their tensors to start from.
+        students: Their tensors to start from; those beyond the first STUDENTS replace students that start anew.
         visited: States that pruned agents visited so far.
         generator: Draws minibatches and samples.
         index: Number that keeps the seeds of this call apart from those of others.
@@ -209,22 +215,23 @@ def distilled(
         The best student's state, its verdict, the environment steps taken and the states visited.
     """
     head = task.dense.policy.head
-    tensors = [dict(s.tensors) for s in students]
+    count = 1 if size(traced, students[0].tensors).parameters > LARGE else STUDENTS
+    starts, spare = list(itertools.islice(itertools.cycle(students), count)), _rest(students, count)
+    tensors = [dict(s.tensors) for s in starts]
+    fresh = [i for i, taste in enumerate(tastes(count)) if taste.own < RESTARTED]
     results: list[tuple[State, Verdict]] = []
     steps, known = 0, visited
     masks = students[0].masks
     for iteration in range(ITERATIONS):
         lessons = _lessons(task, known)
-        if iteration > 0:
-            tensors = [
-                restarted(traced, s.tensors, masks, generator=generator) if TASTES[i % STUDENTS].own < RESTARTED else t
-                for i, (s, t) in enumerate(zip(students, tensors, strict=True))
-            ]
+        for i in fresh if iteration > 0 else ():
+            starts[i] = next(spare)
+            tensors[i] = dict(starts[i].tensors)
         rate = LEARNING_RATE if size(traced, tensors[0]).parameters <= 1000 else 0.3 * LEARNING_RATE
         tensors = distill(
             traced, tensors, masks, head, lessons, updates=UPDATES, learning_rate=rate, generator=generator
         )
-        players = [agent.with_state(replace(s, tensors=t)).policy for s, t in zip(students, tensors, strict=True)]
+        players = [agent.with_state(replace(s, tensors=t)).policy for s, t in zip(starts, tensors, strict=True)]
         offset = 1000 + (index * ITERATIONS + iteration) * EPISODES_EACH
         chosen = seeds(task.seed, "visit", EPISODES_EACH, offset=offset)
         played = rollout_each(players, task.dense.env, chosen, record=True)
@@ -232,7 +239,7 @@ def distilled(
         seen = [heads.prepare(task.dense.policy, p.observations) for p in played]
         known = torch.cat([known, some(torch.cat(seen), VISITS, generator)])
         for best in _promising(task, [float(np.mean(p.returns)) for p in played]):
-            state = _calibrated(task, traced, replace(students[best], tensors=tensors[best]), lessons)
+            state = _calibrated(task, traced, replace(starts[best], tensors=tensors[best]), lessons)
             state = follow(state, agent.ties)
             verdict, cost = judge(task.yard, agent.with_state(state).policy)
             steps += cost
@@ -243,6 +250,11 @@ def distilled(
             break
     state, verdict = max(results, key=lambda r: (r[1].satisfied, r[1].interval[0]))
     return state, verdict, steps, known[len(visited) :]
+
+
+def _rest(students: Sequence[State], used: int) -> Iterator[State]:
+    """Return the students after the first ``used``, over and over; all of them where there are no more."""
+    return itertools.cycle(students[used:] or students)
 
 
 def _promising(task: Task, returns: Sequence[float]) -> list[int]:
@@ -294,7 +306,7 @@ def _alternatives(
     if structure != "units":
         return []
     drawn: list[Decision] = []
-    for _ in range(STUDENTS - 1):
+    for _ in range(ALTERNATIVES - 1):
         other = {}
         for name, keep in decision.items():
             noise = torch.rand(len(keep), generator=generator, dtype=torch.float64).clamp_min(1e-12)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunerl import cost, criteria, decide, stats
-from prunerl.attempt import STUDENTS, Candidate, Task, distilled
+from prunerl.attempt import ALTERNATIVES, Candidate, Task, distilled
 from prunerl.errors import BudgetError
 from prunerl.evidence import VisitedEvidence
 from prunerl.files import digest
@@ -106,7 +106,7 @@ def fingerprint(agent: Agent) -> str:
 
 def _from_random(task: Task, dense: Candidate, agent: Agent, traced: Trace, *, number: int) -> tuple[Candidate, int]:
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + 500_000 + number)
-    students = [_initialised(agent.state, traced, generator) for _ in range(STUDENTS)]
+    students = [_initialised(agent.state, traced, generator) for _ in range(ALTERNATIVES)]
     index = 500 + number
     state, _, steps, _ = distilled(task, traced, agent, students, dense.visited, generator, index=index)
     return Candidate(agent.with_state(state), traced, dense.visited), steps

@@ -53,7 +53,7 @@ class Yardstick:
         dense: Returns of the dense agent on the selection seeds.
         first_seed: First selection seed.
         tolerance: Largest satisfactory loss, normalised.
-        steps: Environment steps that the yardstick cost.
+        steps, seconds: Environment steps and time that the yardstick cost.
     """
 
     policy: Policy
@@ -63,6 +63,7 @@ class Yardstick:
     first_seed: int
     tolerance: float
     steps: int
+    seconds: float = 0.0
 
 
 def seeds(seed: int, purpose: str, count: int, *, offset: int = 0) -> range:

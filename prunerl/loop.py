@@ -137,7 +137,6 @@ def prune(
 
 
 def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: Observer, source: str) -> Result:
-    start = time.perf_counter()
     yard, candidate, visited = _prepare(dense, settings, journal)
     observer(f"dense agent: return {np.mean(yard.dense):.4g}, random policy: {yard.random:.4g}", None)
     task = Task(
@@ -169,6 +168,11 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         chosen, refused = _folded(fixed(task, candidate, settings, step), task), 0
         observer("confirming on seeds that were not used before", None)
         dense_row, pruned_row = _confirmation(task, chosen, 0, journal, settings)
+    pruned_row = replace(
+        pruned_row,
+        seconds=pruned_row.seconds + yard.seconds + sum(r.seconds for r in made),
+        env_steps=pruned_row.env_steps + yard.steps + sum(r.env_steps for r in made),
+    )
     if settings["compare"]:
         observer("making the baselines", None)
     rows = tuple(_baselines(task, candidate, chosen, dense_row, journal)) if settings["compare"] else ()
@@ -184,11 +188,9 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         kept_whole=dict(candidate.traced.kept_whole),
         notes=(*dense.notes, *_refusals(refused)),
         versions=_versions(),
-        command=shlex.join(["prunerl", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prunerl") else "",
-        seconds=time.perf_counter() - start,
-        env_steps=yard.steps
-        + sum(r.env_steps for r in made)
-        + sum(r.env_steps for r in (dense_row, pruned_row, *rows)),
+        command=_command(),
+        seconds=sum(r.seconds for r in (dense_row, pruned_row, *rows)),
+        env_steps=sum(r.env_steps for r in (dense_row, pruned_row, *rows)),
     )
     agent = dense.with_state(chosen.agent.state)
     if journal.folder is not None:
@@ -241,19 +243,21 @@ def _one_of(kind: str, got: str, choices: Sequence[str]) -> None:
 
 def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tuple[Yardstick, Candidate, Tensor]:
     """Measure the dense agent and visit states with it."""
-    known = recall(journal, "dense")
+    known, began = recall(journal, "dense"), time.perf_counter()
     policy, tolerance, seed = dense.policy, settings["tolerance"], settings["seed"]
     if known is None:
         yard = yardstick(policy, dense.env, tolerance=tolerance, seed=seed, episodes=settings["episodes"])
         played = rollout(policy, dense.env, seeds(seed, "visit", VISIT_EPISODES), record=True)
         visited = some(heads.prepare(policy, played.observations), VISITED, torch.Generator().manual_seed(seed))
-        yard = replace(yard, steps=yard.steps + played.steps)
-        data = {"random": yard.random, "dense": yard.dense, "steps": yard.steps}
+        taken = time.perf_counter() - began
+        yard = replace(yard, steps=yard.steps + played.steps, seconds=taken)
+        data = {"random": yard.random, "dense": yard.dense, "steps": yard.steps, "seconds": taken}
         record(journal, "dense", data, {"visited": visited})
     else:
         first = seeds(seed, "select", 1)[0]
         kept = known.data
-        yard = Yardstick(policy, dense.env, kept["random"], tuple(kept["dense"]), first, tolerance, kept["steps"])
+        returns, cost = tuple(kept["dense"]), (kept["steps"], kept["seconds"])
+        yard = Yardstick(policy, dense.env, kept["random"], returns, first, tolerance, *cost)
         visited = known.tensors["visited"]
     return yard, Candidate(dense, trace(policy.network, visited[:3]), visited[:0]), visited
 
@@ -394,6 +398,13 @@ def _unpacked(tensors: Mapping[str, torch.Tensor]) -> State:
         return {k.removeprefix(kind): t for k, t in tensors.items() if k.startswith(kind)}
 
     return State(part("tensors/"), moments, part("masks/"))
+
+
+def _command() -> str:
+    """Return the command that was typed, or nothing when the library was called from elsewhere."""
+    program = Path(sys.argv[0])
+    typed = program.name == "prunerl" or program.parts[-2:] == ("prunerl", "__main__.py")
+    return shlex.join(["prunerl", *sys.argv[1:]]) if typed else ""
 
 
 def _versions() -> dict[str, str]:

@@ -15,8 +15,6 @@ from prunerl.types import Head, Masks
 
 BATCH = 256
 WARM_UP = 0.1
-NOISE = 0.1
-"""Of a new start, relative to the root mean square of each tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +48,12 @@ class Taste:
 
 
 TASTES = tuple(Taste(own, divergence) for own in (0.0, 0.15, 0.5, 0.85) for divergence in (1.0, 0.05))
+ALONE = Taste(0.5, 1.0)
+
+
+def tastes(students: int) -> tuple[Taste, ...]:
+    """Return the tastes of so many students; a single one learns from everything."""
+    return (ALONE,) if students == 1 else tuple(TASTES[i % len(TASTES)] for i in range(students))
 
 
 def distill(
@@ -96,12 +100,12 @@ def distill(
     spread = wanted.std(dim=0).clamp_min(1e-3)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=WARM_UP)
-    run = torch.func.vmap(lambda own, x: forward(traced, {**fixed, **apply(own, masks)}, x))
-    tastes = [TASTES[i % len(TASTES)] for i in range(len(students))]
+    run = torch.func.vmap(lambda tensors, x: forward(traced, {**fixed, **apply(tensors, masks)}, x))
+    own = tastes(len(students))
     regret = _regret(head, lessons)
-    weight = torch.tensor([1.0 if regret is None else t.divergence for t in tastes]).unsqueeze(1)
+    weight = torch.tensor([1.0 if regret is None else t.divergence for t in own]).unsqueeze(1)
     for _ in range(updates):
-        index = _minibatches(lessons, tastes, generator)
+        index = _minibatches(lessons, own, generator)
         outputs, target = run(trained, inputs[index]), wanted[index]
         if head.kind == "gaussian":
             loss = _action_error(head, target, outputs, spread)
@@ -116,21 +120,9 @@ def distill(
         schedule.step()
     result = []
     for i, student in enumerate(students):
-        own = apply({n: t.detach()[i].clone() for n, t in trained.items()}, masks)
-        result.append({**student, **_restored(traced, own, standard)})
+        learnt_by = apply({n: t.detach()[i].clone() for n, t in trained.items()}, masks)
+        result.append({**student, **_restored(traced, learnt_by, standard)})
     return result
-
-
-def restarted(
-    traced: Trace, start: Mapping[str, Tensor], masks: Masks, *, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Return the tensors to start from with a little noise: a student that learns something else."""
-    noisy = dict(start)
-    for name in traced.parameters:
-        if start[name].is_floating_point():
-            noise = torch.randn(start[name].shape, generator=generator)
-            noisy[name] = start[name] + NOISE * start[name].square().mean().sqrt() * noise
-    return apply(noisy, masks)
 
 
 def divergences(traced: Trace, students: Sequence[Mapping[str, Tensor]], head: Head, lessons: Lessons) -> list[float]:
@@ -155,15 +147,15 @@ def calibrate(traced: Trace, tensors: Mapping[str, Tensor], lessons: Lessons) ->
     return {**tensors, last.weight: tensors[last.weight] * factor, last.bias: tensors[last.bias] * factor + shift}
 
 
-def _minibatches(lessons: Lessons, tastes: Sequence[Taste], generator: torch.Generator) -> Tensor:
+def _minibatches(lessons: Lessons, own: Sequence[Taste], generator: torch.Generator) -> Tensor:
     """Draw one minibatch a student, shape (students, BATCH)."""
-    size = (len(tastes), BATCH)
+    size = (len(own), BATCH)
     index = torch.randint(lessons.dense, size, generator=generator)
     others = len(lessons.observations) - lessons.dense
     if others == 0:
         return index
-    own = torch.tensor([t.own for t in tastes]).unsqueeze(1)
-    chosen = torch.rand(size, generator=generator) < own
+    share = torch.tensor([t.own for t in own]).unsqueeze(1)
+    chosen = torch.rand(size, generator=generator) < share
     return torch.where(chosen, lessons.dense + torch.randint(others, size, generator=generator), index)
 
 
