@@ -58,15 +58,27 @@ class Task:
 class Candidate:
     """Where the search stands: an agent, its trace, and the states that pruned agents visited so far.
 
-    States are inputs of the network, shape (states, *observation).
+    States are inputs of the network, shape (states, *observation). ``origin`` is the widest agent of the same depth: a
+    round also cuts that one, since repair entangles the units of a narrow network.
     """
 
     agent: Agent
     traced: Trace
     visited: Tensor
+    origin: Candidate | None = None
 
 
-Decide = Callable[[Sequence[Group], Scores], Decision]
+Decide = Callable[[Candidate, Sequence[Group], Scores], Decision]
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """One way to make the agent smaller: what was cut, where, and what is left."""
+
+    parent: Candidate
+    units: tuple[Group, ...]
+    decision: Decision
+    state: State
 
 
 def attempt(
@@ -87,29 +99,15 @@ def attempt(
     """
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + index)
-    agent, state = candidate.agent, candidate.agent.state
     known = torch.cat([task.visited, candidate.visited])
-    units = groups(candidate.traced, state, structure)
-    evidence = VisitedEvidence(
-        candidate.traced, state, agent.policy.head, lambda: some(known, SCORED, generator), generator
-    )
-    scores = _hold_masked(criteria.find(task.criterion)(evidence, units), state, structure)
-    decision = decide(units, scores)
-    checked = some(known, CHECKED, generator)
-
-    def smaller(kept: Decision) -> Agent:
-        cut = remove(candidate.traced, state, units, kept, ties=agent.ties, observations=checked)
-        return agent.with_state(cut)
-
-    decisions, agents = [decision], [smaller(decision)]
+    cuts = _cuts(task, candidate, structure, decide, known, generator)
+    agent = candidate.agent.with_state(cuts[0].state)
     depth_changed = structure == "layers"
-    traced = trace(agents[0].policy.network, checked[:3]) if depth_changed else candidate.traced
-    if size(traced, agents[0].state.tensors).parameters <= LARGE:
-        others = _alternatives(decision, scores, structure, generator)
-        decisions, agents = decisions + others, agents + [smaller(other) for other in others]
-    work = _Work(task, traced, [a.state for a in agents], agents[0], generator, index)
+    traced = trace(agent.policy.network, known[:3]) if depth_changed else candidate.traced
+    work = _Work(task, traced, cuts, agent, generator, index)
+    units, decision = cuts[0].units, cuts[0].decision
     stages, states, visited = [], [], candidate.visited
-    for name, stage in _stages(task, candidate, work, units, decisions):
+    for name, stage in _stages(task, work):
         began = time.perf_counter()
         found, verdict, steps, seen = stage(visited)
         visited = _merge(visited, seen)
@@ -119,7 +117,7 @@ def attempt(
         if verdict.satisfied and name != "cut":
             break
     best = max(range(len(stages)), key=lambda i: (stages[i].verdict.satisfied, stages[i].verdict.interval[0]))
-    chosen = agents[0].with_state(states[best])
+    chosen = agent.with_state(states[best])
     kept = {g.name: (int(decision[g.name].sum()), g.units) for g in units if g.name in decision}
     made = Round(
         index=index,
@@ -134,7 +132,7 @@ def attempt(
         seconds=time.perf_counter() - start,
         env_steps=sum(s.env_steps for s in stages),
     )
-    return made, Candidate(chosen, traced, visited)
+    return made, Candidate(chosen, traced, visited, None if depth_changed else candidate.origin or candidate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +141,7 @@ class _Work:
 
     task: Task
     traced: Trace
-    cuts: list[State]
+    cuts: list[_Cut]
     agent: Agent
     generator: torch.Generator
     index: int
@@ -153,23 +151,63 @@ Result = tuple[State, Verdict, int, Tensor | None]
 StageFunction = Callable[[Tensor], Result]
 
 
-def _stages(
-    task: Task, candidate: Candidate, work: _Work, units: Sequence[Group], decisions: Sequence[Decision]
-) -> list[tuple[str, StageFunction]]:
-    refitted: list[State] = list(work.cuts)
-    latest: list[State] = [work.cuts[0]]
+def _cuts(
+    task: Task, candidate: Candidate, structure: Structure, decide: Decide, known: Tensor, generator: torch.Generator
+) -> list[_Cut]:
+    """Cut the agent by the decision, and, where it gets small, in other ways to the same shape."""
+    checked = some(known, CHECKED, generator)
+
+    def cut(parent: Candidate, units: tuple[Group, ...], decision: Decision) -> _Cut:
+        agent = parent.agent
+        state = remove(parent.traced, agent.state, units, decision, ties=agent.ties, observations=checked)
+        return _Cut(parent, units, decision, agent.with_state(state).state)
+
+    def ways(parent: Candidate, count: int) -> Iterator[_Cut]:
+        agent = parent.agent
+        units = groups(parent.traced, agent.state, structure)
+        sample = some(known, SCORED, generator)
+        evidence = VisitedEvidence(parent.traced, agent.state, agent.policy.head, lambda: sample, generator)
+        scores = _hold_masked(criteria.find(task.criterion)(evidence, units), agent.state, structure)
+        decision = decide(parent, units, scores)
+        yield cut(parent, units, decision)
+        if structure == "units":
+            for other in _alternatives(decision, scores, count - 1, generator):
+                yield cut(parent, units, other)
+
+    present = ways(candidate, ALTERNATIVES)
+    first = next(present)
+    if structure != "units" or sum(first.state.tensors[n].numel() for n in candidate.traced.parameters) > LARGE:
+        return [first]
+    if candidate.origin is None:
+        return [first, *present]
+    shapes = {n: t.shape for n, t in first.state.tensors.items()}
+    before = [c for c in ways(candidate.origin, ALTERNATIVES // 2) if _shapes(c.state) == shapes]
+    mixed = itertools.chain.from_iterable(zip(before, present, strict=False))
+    return [first, *(mixed if before else present)]
+
+
+def _shapes(state: State) -> dict[str, torch.Size]:
+    return {n: t.shape for n, t in state.tensors.items()}
+
+
+def _stages(task: Task, work: _Work) -> list[tuple[str, StageFunction]]:
+    refitted: list[State] = [c.state for c in work.cuts]
+    latest: list[State] = [work.cuts[0].state]
 
     def cut(_: Tensor) -> Result:
-        return _judged(work, work.cuts[0])
+        return _judged(work, work.cuts[0].state)
 
     def refit(visited: Tensor) -> Result:
         chosen = some(torch.cat([task.visited, visited]), REFITTED, work.generator)
-        before = activity(candidate.traced, candidate.agent.state.tensors, chosen).outputs
         answers = forward(task.traced, task.dense.state.tensors, chosen)
-        for i, (state, decision) in enumerate(zip(work.cuts, decisions, strict=True)):
-            targets = _targets(candidate.traced, units, decision, before, answers)
-            fitted = least_squares(work.traced, state.tensors, state.masks, chosen, targets)
-            refitted[i] = replace(state, tensors={**state.tensors, **fitted})
+        outputs = {
+            id(parent): activity(parent.traced, parent.agent.state.tensors, chosen).outputs
+            for parent in {id(c.parent): c.parent for c in work.cuts}.values()
+        }
+        for i, one in enumerate(work.cuts):
+            targets = _targets(one.parent.traced, one.units, one.decision, outputs[id(one.parent)], answers)
+            fitted = least_squares(work.traced, one.state.tensors, one.state.masks, chosen, targets)
+            refitted[i] = replace(one.state, tensors={**one.state.tensors, **fitted})
         lessons = Lessons(chosen, answers, _scale(task, answers), len(chosen))
         order = divergences(work.traced, [s.tensors for s in refitted], task.dense.policy.head, lessons)
         latest[0] = _finished(work, refitted[int(np.argmin(order))], lessons)
@@ -299,14 +337,10 @@ def _targets(
     return targets
 
 
-def _alternatives(
-    decision: Decision, scores: Scores, structure: Structure, generator: torch.Generator
-) -> list[Decision]:
+def _alternatives(decision: Decision, scores: Scores, count: int, generator: torch.Generator) -> list[Decision]:
     """Draw other sets of as many units, better scores more likely: Gumbel top-k on log scores (Kool 2019)."""
-    if structure != "units":
-        return []
     drawn: list[Decision] = []
-    for _ in range(ALTERNATIVES - 1):
+    for _ in range(count):
         other = {}
         for name, keep in decision.items():
             noise = torch.rand(len(keep), generator=generator, dtype=torch.float64).clamp_min(1e-12)

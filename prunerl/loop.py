@@ -276,7 +276,7 @@ def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: J
     visited = known.tensors["visited"]
     depth_changed = plan.structure == "layers"
     traced = trace(agent.policy.network, task.visited[:3]) if depth_changed else current.traced
-    return made, Candidate(agent, traced, visited)
+    return made, Candidate(agent, traced, visited, None if depth_changed else current.origin or current)
 
 
 def _confirmed(

@@ -91,16 +91,16 @@ def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step)
         if share > gone:
             # Units that are gone leave the groups; single weights stay in them, held at zero.
             now = (share - gone) / (1.0 - gone) if structure == "units" or settings["rule"] != "sparsity" else share
-            decided = _by_rule(task, current, settings, now, number)
+            decided = _by_rule(task, settings, now, number)
             if settings["rule"] == "sparsity" and settings["count"] == "parameters" and not settings["distribution"]:
-                decided = _to_parameters(current, int((1.0 - share) * masked_parameters(start)))
+                decided = _to_parameters(int((1.0 - share) * masked_parameters(start)))
             _, current = step(current, Attempt(structure, decided, share))
             gone = share
     return current
 
 
-def _by_rule(task: Task, current: Candidate, settings: Mapping[str, Any], sparsity: float, number: int) -> Decide:
-    def choose(groups: Sequence[Group], scores: Scores) -> Decision:
+def _by_rule(task: Task, settings: Mapping[str, Any], sparsity: float, number: int) -> Decide:
+    def choose(parent: Candidate, groups: Sequence[Group], scores: Scores) -> Decision:
         if settings["rule"] == "probability":
             generator = torch.Generator().manual_seed(task.seed * 1_000_003 + 900_000 + number)
             drawn = _draw(decide.normalized(scores), sparsity, generator)
@@ -113,8 +113,8 @@ def _by_rule(task: Task, current: Candidate, settings: Mapping[str, Any], sparsi
             scope=settings["scope"],
             count=settings["count"],
             distribution=settings["distribution"],
-            traced=current.traced,
-            tensors=current.agent.state.tensors,
+            traced=parent.traced,
+            tensors=parent.agent.state.tensors,
         )
 
     return choose
@@ -143,7 +143,7 @@ def _shrink(
         if finished(plan, now, saving):
             break
         target = propose(plan, now, saving)
-        made, candidate = step(current, Attempt(structure, _to_parameters(current, target), target))
+        made, candidate = step(current, Attempt(structure, _to_parameters(target), target))
         if made.satisfied:
             current, plan = candidate, passed(plan)
         else:
@@ -174,27 +174,27 @@ def _drop_layers(task: Task, current: Candidate, step: Step, *, keep: int, least
 
 
 def _drop(name: str) -> Decide:
-    def choose(groups: Sequence[Group], scores: Scores) -> Decision:
+    def choose(parent: Candidate, groups: Sequence[Group], scores: Scores) -> Decision:
         return {g.name: torch.tensor([g.name != name]) for g in groups}
 
     return choose
 
 
-def _to_parameters(current: Candidate, target: int) -> Decide:
+def _to_parameters(target: int) -> Decide:
     """Decide so that at most ``target`` parameters are left.
 
     Single weights are spread over the matrices by ERK: ranked over all of them, the first and the last one would lose
     whole inputs and actions first, which no repair brings back.
     """
-    tensors = current.agent.state.tensors
 
-    def choose(groups: Sequence[Group], scores: Scores) -> Decision:
+    def choose(parent: Candidate, groups: Sequence[Group], scores: Scores) -> Decision:
+        tensors = parent.agent.state.tensors
         if groups[0].structure == "weights":
             entries = sum(group.units for group in groups)
-            others = size(current.traced, tensors).parameters - entries
+            others = size(parent.traced, tensors).parameters - entries
             sparsity = 1.0 - max(target - others, len(groups)) / entries
             return decide.by_sparsity(groups, scores, sparsity, distribution="erk", tensors=tensors)
-        return decide.by_parameters(groups, scores, current.traced, tensors, target)
+        return decide.by_parameters(groups, scores, parent.traced, tensors, target)
 
     return choose
 
