@@ -1,6 +1,6 @@
 """Prune the RL Zoo's trained agents, each in a process of its own, and print the table of the README.
 
-    python benchmarks/agents.py --agents ../shared/agents --out runs/benchmark
+    python benchmarks/agents.py --agents FOLDER --out runs/benchmark
 
 The folder holds agents of DLR-RM/rl-trained-agents in their own layout. A run that is there already is not repeated;
 remove its folder to measure it again. The time is that of the whole process, from its start to its end, baselines

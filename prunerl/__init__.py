@@ -7,8 +7,10 @@ from prunerl.evaluate import evaluate as evaluate
 from prunerl.load import load as load
 from prunerl.loop import Result as Result
 from prunerl.loop import prune as prune
+from prunerl.types import VERSION as VERSION
 from prunerl.types import Agent as Agent
 from prunerl.types import EnvSpec as EnvSpec
 
-__all__ = ["Agent", "EnvSpec", "Result", "compare", "evaluate", "load", "prune"]
-__version__ = "0.1.0"
+__all__ = ["VERSION", "Agent", "EnvSpec", "Result", "compare", "evaluate", "load", "prune"]
+
+__version__ = VERSION

@@ -32,7 +32,7 @@ ITERATIONS = 5
 RESTARTED = 0.3
 """Students who learn less than this share from states of pruned agents start anew in each iteration: they have learnt
 what the dense agent's states can teach them. The others go on."""
-PATIENCE, HOPELESS = 3, 0.3
+PATIENCE, HOPELESS = 3, 0.5
 """After this many iterations, students that all stay below this normalised return are given up."""
 UPDATES = 600
 LEARNING_RATE = 1e-2
@@ -118,11 +118,12 @@ def attempt(
             break
     best = max(range(len(stages)), key=lambda i: (stages[i].verdict.satisfied, stages[i].verdict.interval[0]))
     chosen = agent.with_state(states[best])
-    kept = {g.name: (int(decision[g.name].sum()), g.units) for g in units if g.name in decision}
+    label = "layer " if depth_changed else ""
+    kept = {label + g.name: (int(decision[g.name].sum()), g.units) for g in units if g.name in decision}
     made = Round(
         index=index,
         structure=structure,
-        criterion=task.criterion,
+        criterion="linearity" if depth_changed else task.criterion,
         target=target,
         size=size(traced, chosen.state.tensors),
         kept=kept,
@@ -167,7 +168,9 @@ def _cuts(
         units = groups(parent.traced, agent.state, structure)
         sample = some(known, SCORED, generator)
         evidence = VisitedEvidence(parent.traced, agent.state, agent.policy.head, lambda: sample, generator)
-        scores = _hold_masked(criteria.find(task.criterion)(evidence, units), agent.state, structure)
+        # Which layer goes is said by how nearly linear each is (see search), not by the criterion.
+        scored = {} if structure == "layers" else criteria.find(task.criterion)(evidence, units)
+        scores = _hold_masked(scored, agent.state, structure)
         decision = decide(parent, units, scores)
         yield cut(parent, units, decision)
         if structure == "units":

@@ -52,7 +52,7 @@ def magnitude(task: Task, dense: Candidate, pruned: Candidate) -> tuple[Candidat
     generator = torch.Generator().manual_seed(task.seed)
     evidence = VisitedEvidence(traced, state, task.dense.policy.head, lambda: task.visited, generator)
     scores = criteria.magnitude(evidence, groups)
-    target = cost.size(pruned.traced, pruned.agent.state.tensors).parameters
+    target = cost.stored(pruned.traced, pruned.agent.state)
     try:
         decision = decide.by_parameters(groups, scores, traced, state.tensors, target)
     except BudgetError:
@@ -101,7 +101,11 @@ def row(name: str, made: Candidate, found: Verdict, seconds: float, env_steps: i
 def fingerprint(agent: Agent) -> str:
     """Return a digest of an agent's tensors, which tells two agents apart."""
     parts = [f"{n}{tuple(t.shape)}".encode() + t.contiguous().numpy().tobytes() for n, t in agent.state.tensors.items()]
-    return digest(agent.algorithm.encode() + b"".join(parts))
+    policy = agent.policy
+    if policy.normalizer is not None:
+        own = policy.normalizer
+        parts.append(own.mean.tobytes() + own.var.tobytes() + f"{own.epsilon} {own.clip}".encode())
+    return digest(f"{agent.algorithm} {policy.network}".encode() + b"".join(parts))
 
 
 def _from_random(task: Task, dense: Candidate, agent: Agent, traced: Trace, *, number: int) -> tuple[Candidate, int]:

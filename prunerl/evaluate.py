@@ -14,7 +14,7 @@ from prunerl.rollout import Rollout, rollout
 from prunerl.types import Agent, EnvSpec, Policy, Verdict
 
 SEED_SPACING = 10_000_000
-PURPOSES = {"visit": 0, "select": 1_000_000, "confirm": 2_000_000, "random": 3_000_000, "baseline": 4_000_000}
+PURPOSES = {"visit": 0, "select": 1_000_000, "confirm": 2_000_000, "random": 3_000_000}
 """First seed of each purpose: visiting states, choosing, and confirming never share one."""
 
 FIRST_LOOK = 25

@@ -42,7 +42,7 @@ def actions(head: Head, output: Tensor) -> NDArray[np.generic]:
     batch = (len(output), *head.shape)
     if head.kind in ("categorical", "q_values"):
         best = [part.argmax(dim=1) for part in torch.split(output, list(head.sizes), dim=1)]
-        return (torch.stack(best, dim=1).numpy() + head.start).reshape(batch)
+        return torch.stack(best, dim=1).numpy().reshape(batch)
     if head.kind == "bernoulli":
         return (output > 0).to(torch.int8).numpy().reshape(batch)
     return executed(head, output).numpy().reshape(batch)

@@ -55,7 +55,7 @@ def open_journal(out: str | Path | None, settings: Mapping[str, Any]) -> Journal
     folder = Path(out)
     wanted = json.dumps(settings, sort_keys=True, indent=1)
     try:
-        (folder / STEPS).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         found = (folder / SETTINGS).read_text(errors="replace") if (folder / SETTINGS).is_file() else None
         strangers = sorted(p.name for p in folder.iterdir() if p.name != STEPS and p.suffix != ".tmp")
     except OSError as error:
@@ -64,6 +64,7 @@ def open_journal(out: str | Path | None, settings: Mapping[str, Any]) -> Journal
         ) from error
     if found is None and strangers:
         raise RunError(f"Folder {str(folder)!r} holds other files ({strangers[0]!r}). Choose an empty one with --out.")
+    (folder / STEPS).mkdir(exist_ok=True)
     if found is None:
         write_atomically(folder / SETTINGS, wanted)
     elif found != wanted:

@@ -44,6 +44,8 @@ def load(
         from stable_baselines3.common.base_class import BaseAlgorithm
 
         if isinstance(source, BaseAlgorithm):
+            if algorithm is not None or env_kwargs is not None or vec_normalize is not None or trust:
+                raise LoadError("A live model brings its own settings. Give env=... alone, or save it first.")
             return sb3.from_model(source, env=EnvSpec(env) if isinstance(env, str) else env)
         raise LoadError(
             f"Cannot load an agent from a {type(source).__name__}. Give a path or a Stable-Baselines3 model."
@@ -67,6 +69,8 @@ def zoo_settings(path: Path) -> EnvSpec:
     found = config.get("env_wrapper") or []
     wrappers = []
     for entry in [found] if isinstance(found, str | dict) else found:
+        if not entry or not isinstance(entry, str | dict):
+            raise LoadError(f"{path.with_suffix('') / 'config.yml'}: env_wrapper holds {entry!r}. Mend or remove it.")
         name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         wrappers.append((str(name), dict(options or {})))
     return EnvSpec("", dict(kwargs) if isinstance(kwargs, dict) else {}, tuple(wrappers))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunerl import baselines, criteria, errors, heads, schedules, stats
 from prunerl.attempt import CHECKED, REPAIRS, Candidate, Task, attempt, masked_parameters, some
-from prunerl.errors import BudgetError
+from prunerl.errors import BudgetError, RunError
 from prunerl.evaluate import Yardstick, seeds, yardstick
 from prunerl.journal import Journal, open_journal, recall, record
 from prunerl.load import load
@@ -28,7 +28,7 @@ from prunerl.report import schema
 from prunerl.rollout import rollout, warm_up
 from prunerl.search import STRUCTURES, Attempt, Step, adaptive, between, fixed
 from prunerl.trace import trace
-from prunerl.types import Agent, EnvSpec, Report, Round, Row, State, Verdict
+from prunerl.types import VERSION, Agent, EnvSpec, Report, Round, Row, State, Verdict
 
 VISIT_EPISODES = 24
 VISITED = 12_000
@@ -76,7 +76,7 @@ def prune(
     compare: bool = True,
     observer: Observer | None = None,
 ) -> Result:
-    """Return the smallest agent that is not worse than the given one, with the proof.
+    """Return the smallest agent found that is not worse than the given one, with the proof.
 
     Args:
         agent: An agent from :func:`prunerl.load`, or the path of one.
@@ -102,12 +102,12 @@ def prune(
         observer: Told about progress.
 
     Returns:
-        The small agent, the dense one and the report. Where no smaller agent passes, the agent is the dense one.
+        The small agent, the dense one and the report. Where the adaptive search confirms no smaller agent, the agent is
+        the dense one; the other schedules return the agent asked for, whatever its verdict.
 
     Raises:
         PruneError: See :mod:`prunerl.errors`; nothing that was there before is changed.
     """
-    warm_up()
     settings = {
         "tolerance": tolerance,
         "sparsity": sparsity,
@@ -126,6 +126,7 @@ def prune(
         "compare": compare,
     }
     settings = _checked(settings, repair)
+    warm_up()
     dense = load(agent, env=env) if isinstance(agent, str | Path) else agent
     source = str(agent) if isinstance(agent, str | Path) else dense.algorithm
     journal = open_journal(out, {**settings, "agent": baselines.fingerprint(dense), "env": schema.plain(dense.env)})
@@ -193,6 +194,7 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         env_steps=sum(r.env_steps for r in (dense_row, pruned_row, *rows)),
     )
     agent = dense.with_state(chosen.agent.state)
+    record(journal, "result", {}, _packed(agent.state))
     if journal.folder is not None:
         _write(journal.folder, agent, report)
     return Result(agent, dense, report)
@@ -229,6 +231,8 @@ def _scheduled(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["structure"] == "layers":
         raise BudgetError("Layers are dropped by the adaptive schedule alone. Choose units or weights.")
     structure = "units" if settings["structure"] == "auto" else settings["structure"]
+    if settings["distribution"] == "erk" and (structure != "weights" or settings["count"] != "units"):
+        raise BudgetError("Distribution 'erk' spreads single weights. Choose structure weights and count units.")
     return {
         **settings,
         "structure": structure,
@@ -282,7 +286,7 @@ def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: J
 def _confirmed(
     task: Task, dense: Candidate, passed: list[Candidate], step: Step, journal: Journal, settings: Mapping[str, Any]
 ) -> tuple[Candidate, Row, Row, int]:
-    """Judge the smallest agent that passed on fresh seeds; where it fails, look for a larger one and judge that.
+    """Judge the smallest agent that passed on fresh seeds; where it fails, a larger one on other fresh seeds.
 
     Args:
         task: The run.
@@ -303,16 +307,17 @@ def _confirmed(
             return _folded(option, task), *rows, len(refused)
         refused.append(option)
         larger = options[1] if len(options) > 1 else dense
-        between(larger, masked_parameters(option), settings["structure"], step, rounds=ROUNDS_BETWEEN)
+        if settings["structure"] != "layers":
+            between(larger, masked_parameters(option), settings["structure"], step, rounds=ROUNDS_BETWEEN)
 
 
 def _confirmation(
     task: Task, option: Candidate, number: int, journal: Journal, settings: Mapping[str, Any]
 ) -> tuple[Row, Row]:
     episodes = settings["episodes"] or max(FEWEST_CONFIRMED, len(task.yard.dense))
-    chosen = seeds(task.seed, "confirm", episodes)
+    chosen = seeds(task.seed, "confirm", episodes, offset=number * episodes)
     whole = Candidate(task.dense, task.traced, task.visited[:0])
-    reference = _judged_row("dense", task, whole, chosen, None, journal)
+    reference = _judged_row(f"dense-{number:03d}", task, whole, chosen, None, journal)
     row = _judged_row(f"confirm-{number:03d}", task, _folded(option, task), chosen, reference.verdict, journal)
     return reference, row
 
@@ -357,16 +362,18 @@ def _baselines(task: Task, dense: Candidate, chosen: Candidate, dense_row: Row, 
 def _refusals(count: int) -> tuple[str, ...]:
     if count == 0:
         return ()
-    return (f"{count} smaller agents passed the selection but failed the confirmation, and were given up.",)
+    agents = "1 smaller agent" if count == 1 else f"{count} smaller agents"
+    return (f"Given up, having passed the selection but failed the confirmation: {agents}.",)
 
 
 def _finished_run(journal: Journal, dense: Agent) -> Result | None:
     if journal.folder is None or not (journal.folder / "report.json").is_file():
         return None
     report = schema.from_json((journal.folder / "report.json").read_text())
-    algorithm, statistics = dense.algorithm, None
-    small = load(journal.folder / "agent.zip", env=dense.env, algorithm=algorithm, vec_normalize=statistics)
-    return Result(small, dense, report)
+    known = recall(journal, "result")
+    if known is None:
+        raise RunError(f"Folder {str(journal.folder)!r} has a report but not its agent. Remove report.json to go on.")
+    return Result(dense.with_state(_unpacked(known.tensors)), dense, report)
 
 
 def _write(folder: Path, agent: Agent, report: Report) -> None:
@@ -408,8 +415,10 @@ def _command() -> str:
 
 
 def _versions() -> dict[str, str]:
-    names = ("prunerl", "torch", "stable-baselines3", "gymnasium", "numpy", "scipy")
-    return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
+    found = {"prunerl": VERSION, "python": platform.python_version()}
+    for name in ("torch", "stable-baselines3", "gymnasium", "numpy", "scipy"):
+        found[name] = importlib.metadata.version(name)
+    return found
 
 
 @contextmanager

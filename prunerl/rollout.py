@@ -131,9 +131,9 @@ def _with_registration(env: EnvSpec) -> tuple[EnvSpec, Any]:
 
 def _lane(env: tuple[EnvSpec, Any], index: int) -> gym.Env[Any, Any]:
     spec, registration = env
-    if registration is not None and spec.id not in gym.registry:
+    if registration is not None:
         gym.registry[spec.id] = registration
-    key = (repr(spec), index)
+    key = (f"{spec} {registration.entry_point if registration else ''}", index)
     if key not in _POOL:
         for stale in [k for k in _POOL if k[0] != key[0]]:
             _POOL.pop(stale).close()
@@ -194,7 +194,8 @@ def _episodes(job: _Job, seen: list[list[NDArray[Any]]]) -> tuple[list[float], i
 def _reset(env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
     observation, _ = env.reset(seed=seed)
     env.action_space.seed(seed)
-    return np.asarray(observation)
+    # As Stable-Baselines3 does: what the environment says it gives, whatever the type of the first array.
+    return np.asarray(observation, dtype=env.observation_space.dtype)
 
 
 def _merged(parts: Sequence[Rollout]) -> Rollout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,11 +57,11 @@ def adaptive(task: Task, start: Candidate, structure: str, sparsity: float | Non
     if structure == "layers":
         return _drop_layers(task, start, step, keep=0, least=least)
     if structure in ("units", "weights"):
-        return _shrink(start, "units" if structure == "units" else "weights", least, step)
+        return _shrink(start, "units" if structure == "units" else "weights", step, least=least)
     current = _drop_layers(task, start, step, keep=1, least=least)
-    current = _shrink(current, "units", least, step)
+    current = _shrink(current, "units", step, least=least)
     shallower = _drop_layers(task, current, step, keep=0, least=least)
-    return current if shallower is current else _shrink(shallower, "units", least, step)
+    return current if shallower is current else _shrink(shallower, "units", step, least=least)
 
 
 def between(larger: Candidate, refused: int, structure: str, step: Step, *, rounds: int) -> None:
@@ -78,7 +78,7 @@ def between(larger: Candidate, refused: int, structure: str, step: Step, *, roun
     now, saving = masked_parameters(larger), _smallest_saving(larger, kind)
     floor = max(refused + saving, _fewest(larger, kind))
     plan = Adaptive(step=max(0.5 * math.log2(now / refused), 0.1), floor=floor, closing=True)
-    _shrink(larger, kind, floor, step, plan=plan, rounds=rounds)
+    _shrink(larger, kind, step, plan=plan, rounds=rounds)
 
 
 def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step) -> Candidate:
@@ -92,11 +92,16 @@ def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step)
             # Units that are gone leave the groups; single weights stay in them, held at zero.
             now = (share - gone) / (1.0 - gone) if structure == "units" or settings["rule"] != "sparsity" else share
             decided = _by_rule(task, settings, now, number)
-            if settings["rule"] == "sparsity" and settings["count"] == "parameters" and not settings["distribution"]:
+            if _plainly_by_parameters(settings):
                 decided = _to_parameters(int((1.0 - share) * masked_parameters(start)))
-            _, current = step(current, Attempt(structure, decided, share))
+            _, current = step(replace(current, origin=None), Attempt(structure, decided, share))
             gone = share
     return current
+
+
+def _plainly_by_parameters(settings: Mapping[str, Any]) -> bool:
+    plain = settings["rule"] == "sparsity" and settings["scope"] == "global" and settings["distribution"] is None
+    return plain and settings["count"] == "parameters"
 
 
 def _by_rule(task: Task, settings: Mapping[str, Any], sparsity: float, number: int) -> Decide:
@@ -130,9 +135,9 @@ def _draw(scores: Scores, sparsity: float, generator: torch.Generator) -> Decisi
 def _shrink(
     current: Candidate,
     structure: Structure,
-    least: int,
     step: Step,
     *,
+    least: int = 1,
     plan: Adaptive | None = None,
     rounds: int | None = None,
 ) -> Candidate:
@@ -147,7 +152,9 @@ def _shrink(
         if made.satisfied:
             current, plan = candidate, passed(plan)
         else:
-            plan = failed(plan, masked_parameters(candidate), saving)
+            # Any target up to this one makes the same cut or a smaller network, so none of them is tried again.
+            left = max(target, masked_parameters(candidate))
+            plan = failed(plan, left, saving if structure == "weights" else 1)
     return current
 
 

@@ -20,6 +20,8 @@ Scores = Mapping[str, Tensor]
 Masks = Mapping[str, Tensor]
 """Parameter name → bool tensor of the parameter's shape, True = keep."""
 
+VERSION = "0.1.0"
+
 Structure = Literal["units", "weights", "layers"]
 FloatArray = NDArray[np.floating[Any]]
 
@@ -112,7 +114,6 @@ class Head:
         std: Standard deviation of the action, shape (actions,), for ``gaussian``.
         squashed: The mean passes a tanh before it is scaled to the bounds.
         shape: Shape of one action in the environment.
-        start: First value of a discrete action.
     """
 
     kind: Literal["categorical", "q_values", "bernoulli", "gaussian"]
@@ -122,7 +123,6 @@ class Head:
     std: FloatArray | None = None
     squashed: bool = False
     shape: tuple[int, ...] = ()
-    start: int = 0
 
 
 @dataclass(frozen=True, eq=False)

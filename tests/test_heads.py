@@ -71,7 +71,6 @@ def test_normalisation_worked_out() -> None:
 def test_actions_worked_out() -> None:
     output = torch.tensor([[0.0, 1.0, 5.0, 3.0, 4.0], [2.0, 1.0, 0.0, 0.0, 1.0]])
     assert heads.actions(Head("categorical", sizes=(2, 3), shape=(2,)), output).tolist() == [[1, 0], [0, 2]]
-    assert heads.actions(Head("q_values", sizes=(3,), start=7), output[:, 2:]).tolist() == [7, 9]
     assert heads.actions(BERNOULLI, torch.tensor([[-1.0, 2.0]])).tolist() == [[0, 1]]
     assert heads.actions(GAUSSIAN, torch.tensor([[-3.0, 1.5]])).tolist() == [[-1.0, 1.5]]
     squashed = Head("gaussian", low=np.array([0.0]), high=np.array([4.0]), squashed=True, shape=(1,))

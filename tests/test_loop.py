@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -309,3 +310,26 @@ def test_an_agent_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"No file at .*missing\.zip"):
         prunerl.prune(tmp_path / "missing.zip", out=tmp_path / "run", **BRIEFLY)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_counted_states_go_all_the_way() -> None:
+    """FrozenLake observes a number, which the network sees as one-hot."""
+    from stable_baselines3 import DQN
+
+    model = DQN("MlpPolicy", "FrozenLake-v1", policy_kwargs={"net_arch": [8]}, seed=0, device="cpu", buffer_size=100)
+    agent = prunerl.load(model, env=prunerl.EnvSpec("FrozenLake-v1", {"is_slippery": False}))
+    state = agent.state
+    table = {n: t.clone() for n, t in state.tensors.items()}
+    # A policy made by hand that reaches the goal: one hidden unit for each action, on in the states that want it.
+    moves = torch.tensor([1, 2, 1, 0, 1, 0, 1, 0, 2, 1, 1, 0, 0, 2, 2, 0])
+    first, last = torch.zeros(8, 16), torch.zeros(4, 8)
+    for action in range(4):
+        first[action] = (moves == action).float()
+        last[action, action] = 1.0
+    for prefix in ("q_net", "q_net_target"):
+        table |= {f"{prefix}.q_net.0.weight": first.clone(), f"{prefix}.q_net.0.bias": torch.zeros(8)}
+        table |= {f"{prefix}.q_net.2.weight": last.clone(), f"{prefix}.q_net.2.bias": torch.zeros(4)}
+    skilled = agent.with_state(dataclasses.replace(state, tensors=table, moments={}))
+    result = prunerl.prune(skilled, episodes=20)
+    assert result.report.pruned.verdict.satisfied
+    assert result.report.pruned.size.parameters < result.report.dense.size.parameters

@@ -133,6 +133,8 @@ class SB3Agent:
         from prunerl.masks import hold
 
         env = _training_env(self)
+        if isinstance(env, VecNormalize):
+            env.training = False  # the agent is judged, and saved, with the statistics that it came with
         try:
             with _own_random_streams():
                 model = self.model(env)
@@ -259,6 +261,8 @@ def from_model(model: BaseAlgorithm, *, env: EnvSpec | None = None) -> SB3Agent:
         spec = None if model.env is None else model.env.get_attr("spec")[0]
         if spec is None:
             raise LoadError("The model's environment has no id. Give it: prunerl.load(model, env=...).")
+        if any(wrapper.name != "Monitor" for wrapper in spec.additional_wrappers):
+            raise LoadError("The model's environment has wrappers. Name them: prunerl.load(model, env=EnvSpec(...)).")
         env = EnvSpec(spec.id, dict(spec.kwargs))
     with TemporaryDirectory() as folder:
         file = Path(folder) / "agent.zip"

@@ -124,9 +124,9 @@ def kept(report: Report) -> Grid:
             if left < units or group not in last:
                 last[group] = (left, each)
     lines = (
-        (group, each.structure, f"{left:,} of {first[group]:,}", f"lowest {each.criterion} scores, round {each.index}")
+        (group, each.structure, f"{left:,} of {first[group]:,}", f"by {each.criterion}, round {each.index}")
         if left < first[group]
-        else (group, each.structure, f"{left:,} of {first[group]:,}", f"no score low enough, by {each.criterion}")
+        else (group, each.structure, f"{left:,} of {first[group]:,}", f"all kept, by {each.criterion}")
         for group, (left, each) in last.items()
     )
     return Grid(("group", "structure", "kept", "why"), tuple(lines), labels=4)

@@ -27,8 +27,8 @@ def test_path_ends_at_the_result_and_leaves_undone_rounds_out(report: Report) ->
 
 def test_kept_counts_from_the_dense_agent_to_the_result(report: Report) -> None:
     assert cells.kept(report).rows == (
-        ("policy_net.0", "units", "8 of 64", "lowest taylor scores, round 2"),
-        ("policy_net.2", "units", "4 of 64", "lowest taylor scores, round 2"),
+        ("policy_net.0", "units", "8 of 64", "by taylor, round 2"),
+        ("policy_net.2", "units", "4 of 64", "by taylor, round 2"),
     )
 
 
@@ -36,6 +36,6 @@ def test_kept_is_the_same_when_rounds_count_from_the_one_before(report: Report) 
     second = replace(report.rounds[1], kept={"policy_net.0": (8, 16), "policy_net.2": (4, 4)})
     chained = replace(report, rounds=(report.rounds[0], second))
     assert cells.kept(chained).rows == (
-        ("policy_net.0", "units", "8 of 64", "lowest taylor scores, round 2"),
-        ("policy_net.2", "units", "4 of 64", "lowest taylor scores, round 1"),
+        ("policy_net.0", "units", "8 of 64", "by taylor, round 2"),
+        ("policy_net.2", "units", "4 of 64", "by taylor, round 1"),
     )

@@ -59,7 +59,7 @@ def test_every_part_is_there(report: Report) -> None:
         "![Normalised return against the size of the actor](return.png)",
         "| parameters, actor | 4,996 | 62 | 10 | 62 |",
         "| 2 | units | 0.25 | 62 | 8 × 4 | 0.400 | 0.800 | 0.990 | distill | passes | 2.5 | 1,200 |",
-        "| policy_net.0 | units | 8 of 64 | lowest taylor scores, round 2 |",
+        "| policy_net.0 | units | 8 of 64 | by taylor, round 2 |",
         "`action_net`: its outputs are the actions",
         "- The value network was cut",
         "seeds: confirmation 10000 to 10003; selection 100 to 103",

@@ -1,0 +1,63 @@
+"""The search ends, and tries nothing twice."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunerl import search
+from prunerl.attempt import Candidate
+from prunerl.remove import cut
+from prunerl.search import Attempt
+from prunerl.trace import trace, unit_groups
+from prunerl.types import State
+
+
+def candidate(*widths: int) -> Candidate:
+    """Return a bare network of 8 inputs and 4 outputs as if it were an agent's."""
+    sizes = (8, *widths, 4)
+    layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.Tanh())][:-1]
+    network = nn.Sequential(*layers)
+    state = State({name: tensor.detach() for name, tensor in network.state_dict().items()})
+    agent: Any = SimpleNamespace(state=state)
+    return Candidate(agent, trace(network, torch.randn(3, 8)), torch.empty(0, 8))
+
+
+def shrink(start: Candidate, least: int) -> tuple[Candidate, list[int]]:
+    """Search with rounds that pass as long as ``least`` parameters are left; return the result and the sizes tried."""
+    tried: list[int] = []
+
+    def step(current: Candidate, plan: Attempt) -> Any:
+        tensors = current.agent.state.tensors
+        units = unit_groups(current.traced, tensors)
+        # The first layer's units always look worst, whatever they cost.
+        scores = {g.name: torch.arange(g.units) + 100.0 * (i > 0) + 1.0 for i, g in enumerate(units)}
+        decision = plan.decide(current, units, scores)
+        state = cut(current.agent.state, units, decision, ())
+        smaller = Candidate(SimpleNamespace(state=state), current.traced, current.visited)  # type: ignore[arg-type]
+        tried.append(search.masked_parameters(smaller))
+        assert len(tried) < 60
+        return SimpleNamespace(satisfied=tried[-1] >= least), smaller
+
+    return search._shrink(start, "units", step), tried
+
+
+@pytest.mark.parametrize("widths", [(3, 8), (8, 3), (64,), (16, 16, 16), (1, 1)])
+def test_a_search_in_which_all_fails_ends_where_it_began(widths: tuple[int, ...]) -> None:
+    start = candidate(*widths)
+    result, tried = shrink(start, least=10**9)
+    assert result is start
+    assert len(tried) < 40
+
+
+@pytest.mark.parametrize("least", [60, 200, 500, 831])
+def test_the_smallest_network_of_one_layer_is_found(least: int) -> None:
+    result, _ = shrink(candidate(64), least)
+    left = search.masked_parameters(result)
+    assert left >= least
+    assert left - 13 < least  # a unit has 8 + 1 + 4 parameters
