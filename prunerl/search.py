@@ -152,9 +152,10 @@ def _shrink(
         if made.satisfied:
             current, plan = candidate, passed(plan)
         else:
-            # Any target up to this one makes the same cut or a smaller network, so none of them is tried again.
-            left = max(target, masked_parameters(candidate))
-            plan = failed(plan, left, saving if structure == "weights" else 1)
+            left = masked_parameters(candidate)
+            # Where units cost differently, a target above what was left may make the same cut again.
+            even = structure == "units" and _largest_saving(current) == saving
+            plan = failed(plan, left if even else max(target, left), 1 if structure == "units" and not even else saving)
     return current
 
 
@@ -237,10 +238,18 @@ def _smallest_saving(current: Candidate, structure: Structure) -> int:
     """Return what the removal of the cheapest unit saves; for single weights, a fiftieth of those left."""
     if structure == "weights":
         return max(1, masked_parameters(current) // 50)
+    return min(_unit_costs(current), default=1)
+
+
+def _largest_saving(current: Candidate) -> int:
+    return max(_unit_costs(current), default=1)
+
+
+def _unit_costs(current: Candidate) -> list[int]:
+    """Return what one unit of each hidden layer costs, where there is more than one."""
     tensors = current.agent.state.tensors
-    costs = [
+    return [
         sum(tensors[p.tensor].numel() // tensors[p.tensor].shape[p.dim or 0] * p.index.shape[1] for p in group.slices)
         for group in unit_groups(current.traced, tensors)
         if group.units > 1
     ]
-    return min(costs, default=1)
