@@ -183,8 +183,7 @@ def _cuts(
         return [first]
     if candidate.origin is None:
         return [first, *present]
-    shapes = {n: t.shape for n, t in first.state.tensors.items()}
-    before = [c for c in ways(candidate.origin, ALTERNATIVES // 2) if _shapes(c.state) == shapes]
+    before = [c for c in ways(candidate.origin, ALTERNATIVES // 2) if _shapes(c.state) == _shapes(first.state)]
     mixed = itertools.chain.from_iterable(zip(before, present, strict=False))
     return [first, *(mixed if before else present)]
 

@@ -118,15 +118,10 @@ def yardstick(policy: Policy, env: EnvSpec, *, tolerance: float, seed: int, epis
     random = rollout(None, env, seeds(seed, "random", RANDOM_EPISODES))
     chance = float(np.mean(random.returns))
     first = rollout(policy, env, seeds(seed, "select", episodes or FEWEST))
-    stats.verdict(
-        first.returns, first.returns, chance, tolerance=tolerance, first_seed=0
-    )  # refuses a dense agent no better
+    stats.gain(first.returns, chance)  # refuses an agent that is no better, before more is played
     needed = episodes or episodes_needed(first.returns, chance, tolerance)
-    more = (
-        rollout(policy, env, seeds(seed, "select", needed)[len(first.returns) :])
-        if needed > len(first.returns)
-        else None
-    )
+    others = seeds(seed, "select", needed)[len(first.returns) :]
+    more = rollout(policy, env, others) if others else None
     dense = first.returns + (more.returns if more else ())
     steps = random.steps + first.steps + (more.steps if more else 0)
     return Yardstick(policy, env, chance, dense, seeds(seed, "select", 1)[0], tolerance, steps)
@@ -134,7 +129,7 @@ def yardstick(policy: Policy, env: EnvSpec, *, tolerance: float, seed: int, epis
 
 def episodes_needed(returns: Sequence[float], random: float, tolerance: float) -> int:
     """Return how many episodes bring half the interval of the normalised mean to half the tolerance."""
-    spread = float(np.std(returns)) / max(float(np.mean(returns)) - random, 1e-12)
+    spread = float(np.std(returns)) / stats.gain(returns, random)
     needed = (1.96 * spread / (tolerance / 2)) ** 2
     doublings = math.ceil(math.log2(max(needed / FEWEST, 1.0)))
     return int(min(FEWEST * 2**doublings, MOST))
@@ -165,7 +160,7 @@ def judge(yard: Yardstick, policy: Policy) -> tuple[Verdict, int]:
 
 def _hopeless(yard: Yardstick, verdict: Verdict, most: int) -> bool:
     """Tell whether more episodes would hardly bring a pass, even if the mean turned out one standard error better."""
-    scale = float(np.mean(verdict.dense)) - yard.random
+    scale = stats.gain(verdict.dense, yard.random)
     gaps = (np.asarray(verdict.pruned) - np.asarray(verdict.dense)) / scale
     spread = float(gaps.std(ddof=1))
     best = float(gaps.mean()) + spread / math.sqrt(len(gaps))

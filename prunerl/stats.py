@@ -58,12 +58,7 @@ def verdict(
     """
     check_tolerance(tolerance)
     d, p = np.asarray(dense, dtype=float), np.asarray(pruned, dtype=float)
-    scale = float(d.mean()) - random
-    if not scale > 0:
-        raise BudgetError(
-            f"The dense agent's mean return {d.mean():.4g} is not above the random policy's {random:.4g}, so no loss "
-            "can be measured. Check that the environment is the one it was trained in, with its statistics."
-        )
+    scale = gain(dense, random)
     low, high = interval(((p - d) / scale).tolist())
     return Verdict(
         dense=tuple(d.tolist()),
@@ -77,6 +72,21 @@ def verdict(
         tolerance=tolerance,
         satisfied=low > -tolerance,
     )
+
+
+def gain(dense: Sequence[float], random: float) -> float:
+    """Return what the dense agent's mean return is above the random policy's: 1 on the normalised scale.
+
+    Raises:
+        BudgetError: It is not above.
+    """
+    mean = float(np.mean(dense))
+    if not mean > random:
+        raise BudgetError(
+            f"The dense agent's mean return {mean:.4g} is not above the random policy's {random:.4g}, so no loss "
+            "can be measured. Check that the environment is the one it was trained in, with its statistics."
+        )
+    return mean - random
 
 
 def check_tolerance(tolerance: float) -> None:
