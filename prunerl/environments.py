@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
 
 from prunerl.errors import EnvironmentFailure
 from prunerl.types import EnvSpec
@@ -14,8 +16,70 @@ from prunerl.types import EnvSpec
 Env = gym.Env[Any, Any]
 
 
+def pack(space: gym.Space[Any], observation: Any) -> NDArray[Any]:
+    """Return an observation as one array: as it is, or a dict's parts one after another as one float32 vector.
+
+    The parts come in the order of ``space.spaces``, each flattened in C order, numbers as they are: an image keeps its
+    0 to 255 and a Discrete its index.
+
+    >>> pack(gym.spaces.Dict(a=gym.spaces.Discrete(3), b=gym.spaces.Box(0, 1, (2,))), {"b": [0.5, 1.0], "a": 2})
+    array([2. , 0.5, 1. ], dtype=float32)
+    """
+    if isinstance(space, gym.spaces.Dict):
+        return np.concatenate([np.ravel(pack(part, observation[key])) for key, part in space.spaces.items()]).astype(
+            np.float32
+        )
+    return np.asarray(observation, dtype=space.dtype)
+
+
+def packed_shape(space: gym.Space[Any]) -> tuple[int, ...]:
+    """Return the shape of a packed observation."""
+    if isinstance(space, gym.spaces.Dict):
+        return (sum(int(np.prod(packed_shape(part))) for part in space.spaces.values()),)
+    return tuple(space.shape or ())
+
+
+class FrameStack(gym.Wrapper[Any, Any, Any, Any]):
+    """Stack the last observations as Stable-Baselines3's ``VecFrameStack`` does, for one environment.
+
+    At a reset the older ones are zero. Images are stacked along their channels, whichever dimension those are, other
+    observations along the last dimension.
+    """
+
+    def __init__(self, env: Env, frames: int) -> None:
+        from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
+
+        super().__init__(env)
+        space: Any = env.observation_space
+        self.frames: Any = StackedObservations(1, frames, space)
+        self.observation_space = self.frames.stacked_observation_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment and fill up with zeros."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return _unbatched(self.frames.reset(_batched(observation))), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment and let the oldest observation go."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        stacked, _ = self.frames.update(_batched(observation), np.array([False]), [{}])
+        return _unbatched(stacked), reward, terminated, truncated, info
+
+
+def _batched(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: np.asarray(part)[None] for key, part in observation.items()}
+    return np.asarray(observation)[None]
+
+
+def _unbatched(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: part[0].copy() for key, part in observation.items()}
+    return observation[0].copy()
+
+
 def make(spec: EnvSpec) -> Env:
-    """Make one environment, wrappers outermost last.
+    """Make one environment, wrappers outermost last, frames stacked around them.
 
     Raises:
         EnvironmentFailure: The id, a keyword argument or a wrapper is not known.
@@ -36,7 +100,7 @@ def make(spec: EnvSpec) -> Env:
                 f"Wrapper {path!r} with arguments {dict(kwargs)} cannot be put around {spec.id!r}: "
                 f"{_first_line(error)}. Check its arguments."
             ) from error
-    return env
+    return env if spec.frame_stack == 1 else FrameStack(env, spec.frame_stack)
 
 
 def _wrapper(path: str) -> Callable[..., Env]:

@@ -42,6 +42,14 @@ class RemovalError(PruneError, ValueError):
     """A decision cannot be applied, or its result is not what the masked original computes."""
 
 
+class LearnError(PruneError, NotImplementedError):
+    """An agent cannot be trained on."""
+
+
+class CheckError(PruneError, AssertionError):
+    """An adapter of an RL library breaks an invariant."""
+
+
 class RunError(PruneError, OSError):
     """A run folder cannot be read, written or continued."""
 

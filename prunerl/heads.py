@@ -22,7 +22,7 @@ def normalize(normalizer: Normalizer | None, observations: NDArray[Any]) -> NDAr
         return observations
     scaled = (observations - normalizer.mean) / np.sqrt(normalizer.var + normalizer.epsilon)
     clipped: FloatArray = np.clip(scaled, -normalizer.clip, normalizer.clip).astype(np.float32)
-    return clipped
+    return clipped if normalizer.where is None else np.where(normalizer.where, clipped, observations)
 
 
 def prepare(policy: Policy, observations: NDArray[np.generic]) -> Tensor:
@@ -31,15 +31,52 @@ def prepare(policy: Policy, observations: NDArray[np.generic]) -> Tensor:
     return prepared.float() if prepared.dtype == torch.float64 else prepared
 
 
+Memory = tuple[Tensor, ...]
+
+
 def act(policy: Policy, observations: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return the deterministic actions for a batch of raw observations."""
+    """Return the deterministic actions for a batch of raw observations, a recurrent policy's from an empty memory."""
+    return step(policy, observations, empty_memory(policy, len(observations)))[0]
+
+
+def step(
+    policy: Policy, observations: NDArray[np.generic], memory: Memory, allowed: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.generic], Memory]:
+    """Return the deterministic actions for a batch of raw observations, and the memory after them.
+
+    Args:
+        policy: What acts.
+        observations: Shape (batch, *observation).
+        memory: Of a recurrent policy, from :func:`empty_memory` or the step before; empty for others.
+        allowed: Which actions may be taken, shape (batch, choices); None for all.
+    """
     with torch.no_grad():
-        return actions(policy.head, policy.network(prepare(policy, observations)))
+        prepared = prepare(policy, observations)
+        if policy.memory:
+            output, memory = policy.network.step(prepared, memory)  # type: ignore[operator]
+        else:
+            output = policy.network(prepared)
+        return actions(policy.head, output, allowed), memory
 
 
-def actions(head: Head, output: Tensor) -> NDArray[np.generic]:
-    """Return the most likely actions, shape (batch, *action), as the environment takes them."""
+def empty_memory(policy: Policy, batch: int) -> Memory:
+    """Return the memory with which an episode begins."""
+    return tuple(torch.zeros(shape[0], batch, *shape[1:]) for shape in policy.memory)
+
+
+def actions(head: Head, output: Tensor, allowed: NDArray[np.bool_] | None = None) -> NDArray[np.generic]:
+    """Return the most likely actions, shape (batch, *action), as the environment takes them.
+
+    Of a Bernoulli head ``allowed`` holds two columns an action, for 0 and 1, as sb3-contrib has it.
+    """
     batch = (len(output), *head.shape)
+    if allowed is not None:
+        mask = torch.as_tensor(allowed, dtype=torch.bool).reshape(len(output), -1)
+        if head.kind == "bernoulli":
+            pairs = mask.reshape(len(output), -1, 2)
+            output = output.masked_fill(~pairs[..., 1], -torch.inf).masked_fill(~pairs[..., 0], torch.inf)
+        else:
+            output = output.masked_fill(~mask, -torch.inf)
     if head.kind in ("categorical", "q_values"):
         best = [part.argmax(dim=1) for part in torch.split(output, list(head.sizes), dim=1)]
         return torch.stack(best, dim=1).numpy().reshape(batch)

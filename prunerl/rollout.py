@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -169,6 +169,7 @@ def _episodes(job: _Job, seen: list[list[NDArray[Any]]]) -> tuple[list[float], i
     returns = [0.0] * len(job.seeds)
     running: dict[int, int] = {}
     batch: NDArray[Any] | None = None
+    memory: heads.Memory = () if job.policy is None else heads.empty_memory(job.policy, LANES)
     steps = 0
     while waiting or running:
         for i in (i for i in range(len(lanes)) if i not in running and waiting):
@@ -176,15 +177,20 @@ def _episodes(job: _Job, seen: list[list[NDArray[Any]]]) -> tuple[list[float], i
             observation = _reset(lanes[i], seed)
             batch = np.stack([observation] * LANES) if batch is None else batch
             batch[i] = observation
+            for part in memory:
+                part[:, i] = 0.0
         assert batch is not None  # at least one lane was reset
-        chosen = None if job.policy is None else heads.act(job.policy, batch)
+        chosen = None
+        if job.policy is not None:
+            allowed = _allowed(lanes, running) if job.policy.masked else None
+            chosen, memory = heads.step(job.policy, batch, memory, allowed)
         for i, episode in list(running.items()):
             if job.record:
                 seen[episode].append(batch[i].copy())
-            action = lanes[i].action_space.sample() if chosen is None else chosen[i]
+            action = _sampled(lanes[i]) if chosen is None else chosen[i]
             observation, reward, terminated, truncated, _ = lanes[i].step(action)
             returns[episode] += float(reward)
-            batch[i] = observation
+            batch[i] = environments.pack(lanes[i].observation_space, observation)
             steps += 1
             if terminated or truncated:
                 del running[i]
@@ -195,7 +201,25 @@ def _reset(env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
     observation, _ = env.reset(seed=seed)
     env.action_space.seed(seed)
     # As Stable-Baselines3 does: what the environment says it gives, whatever the type of the first array.
-    return np.asarray(observation, dtype=env.observation_space.dtype)
+    return environments.pack(env.observation_space, observation)
+
+
+def _allowed(lanes: Sequence[gym.Env[Any, Any]], running: Mapping[int, int]) -> NDArray[np.bool_]:
+    """Return which actions each lane's environment allows; an idle lane allows all."""
+    masks = {i: np.ravel(_mask(lanes[i])) for i in running}
+    width = len(next(iter(masks.values())))
+    return np.stack([masks.get(i, np.ones(width, dtype=bool)) for i in range(LANES)])
+
+
+def _mask(env: gym.Env[Any, Any]) -> NDArray[np.bool_]:
+    return np.asarray(env.get_wrapper_attr("action_masks")(), dtype=bool)
+
+
+def _sampled(env: gym.Env[Any, Any]) -> Any:
+    """Draw an action at random, among those that are allowed where the environment says which."""
+    if not env.has_wrapper_attr("action_masks") or not isinstance(env.action_space, gym.spaces.Discrete):
+        return env.action_space.sample()
+    return env.action_space.sample(mask=_mask(env).astype(np.int8))
 
 
 def _merged(parts: Sequence[Rollout]) -> Rollout:

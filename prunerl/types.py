@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -85,21 +85,29 @@ class State:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """How to make the environment: a Gymnasium id, its keyword arguments and wrappers (``module:Class``)."""
+    """How to make the environment: a Gymnasium id, its keyword arguments and wrappers (``module:Class``).
+
+    ``frame_stack`` observations are stacked as Stable-Baselines3's ``VecFrameStack`` does; 1 stacks none.
+    """
 
     id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     wrappers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    frame_stack: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Normalizer:
-    """Observation statistics: ``clip((obs − mean) / sqrt(var + epsilon), ±clip)``, shapes as the observation."""
+    """Observation statistics: ``clip((obs − mean) / sqrt(var + epsilon), ±clip)``, shapes as the observation.
+
+    Where ``where`` is given and False, an entry of the observation passes as it is.
+    """
 
     mean: FloatArray
     var: FloatArray
     epsilon: float = 1e-8
     clip: float = 10.0
+    where: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,14 +137,45 @@ class Head:
 class Policy:
     """What is deployed: raw observation → normalizer → network → head → action.
 
-    ``network`` maps a batch of (normalised) observations to the head's input; its parameters carry the same
-    names as in ``State.tensors``.
+    A raw observation is one array, see :func:`prunerl.environments.pack`: an environment's dict of arrays comes as one
+    vector, which the network takes apart again.
+
+    Attributes:
+        network: Maps a batch of (normalised) observations, shape (batch, *observation), to the head's input, shape
+            (batch, outputs). Its parameters carry the same names as in ``State.tensors``. A recurrent one maps
+            sequences from an empty memory, (batch, time, *observation) → (batch, time, outputs), and its method
+            ``step(observations, memory)`` takes (batch, *observation) and returns (output, next memory).
+        head: What the output means.
+        observation_shape: Shape of one packed observation.
+        normalizer: Observation statistics.
+        memory: Shape of each tensor of a recurrent network's memory for one environment, without the batch, which
+            is dimension 1: (layers, batch, units) for an LSTM's two. Empty for other networks.
+        masked: The environment says by ``action_masks()`` which actions are allowed.
     """
 
     network: nn.Module
     head: Head
     observation_shape: tuple[int, ...]
     normalizer: Normalizer | None = None
+    memory: tuple[tuple[int, ...], ...] = ()
+    masked: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Critic:
+    """A network that is needed to train on, but not to act.
+
+    Attributes:
+        name: Such as ``value`` or ``qf0``.
+        network: Maps ``inputs(observations)`` to values; parameters named as in ``State.tensors``.
+        inputs: From the policy network's inputs in visited states to those of this network.
+        twins: Critics of equal ``twins`` keep equal widths, each its own best units.
+    """
+
+    name: str
+    network: nn.Module
+    inputs: Callable[[Tensor], Tensor]
+    twins: str
 
 
 class Agent(Protocol):
@@ -163,6 +202,14 @@ class Agent(Protocol):
         """What follows the policy's parameters when they are cut."""
 
     @property
+    def critics(self) -> tuple[Critic, ...]:
+        """The networks that are needed to train on but not to act, without targets."""
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Prefixes of the plain stacks of layers out of which :meth:`with_state` can leave a hidden layer."""
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the reader of a report should know of how the agent was read."""
 
@@ -170,7 +217,11 @@ class Agent(Protocol):
         """Return the same agent with other tensors; widths and depth are read off their shapes."""
 
     def learn(self, steps: int, *, seed: int) -> Agent:
-        """Return the agent after ``steps`` more environment steps of its own training; masks hold."""
+        """Return the agent after ``steps`` more environment steps of its own training; masks hold.
+
+        Raises:
+            LearnError: The agent's library cannot train it on from here.
+        """
 
     def save(self, path: str | Path) -> None:
         """Write a file that the agent's own library loads."""

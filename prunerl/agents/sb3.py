@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from prunerl import environments
 from prunerl.agents import sb3_zip
 from prunerl.errors import EnvironmentFailure, LoadError, PruneError, SpaceError
-from prunerl.types import EnvSpec, Head, Normalizer, Policy, State, Tie
+from prunerl.types import Critic, EnvSpec, Head, Normalizer, Policy, State, Tie
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "dqn": DQN}
 
@@ -103,6 +103,16 @@ class SB3Agent:
         if log_std is not None and log_std.dim() == 2:
             return (Tie("action_net.weight", 1, "log_std", 0),)
         return ()
+
+    @property
+    def critics(self) -> tuple[Critic, ...]:
+        """None yet."""
+        return ()
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """The MLPs."""
+        return _STACKS["dqn" if self.algorithm == "dqn" else "on_policy"]
 
     def with_state(self, state: State) -> SB3Agent:
         """Return the same agent with other tensors; the layers left are numbered anew."""
