@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,35 @@ from prunerl import masks, remove
 from prunerl.agents.sb3 import SB3Agent
 from prunerl.trace import trace, weight_groups
 
+
+class Drifting(torch.optim.SGD):
+    """An optimizer that moves weights whose gradient and moments are zero, as Muon does."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(0.01)
+                for moment in self.state[parameter].values():
+                    moment.add_(0.01)
+
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.1),
-    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.9),
+    "adam_loop": lambda p: torch.optim.Adam(p, lr=0.1, foreach=False, weight_decay=0.1),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True, foreach=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.1),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.1),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, initial_accumulator_value=0.1),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.9, centered=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.1),
+    "drifting": lambda p: Drifting(p, lr=0.1, momentum=0.9),
 }
+MASK = torch.tensor([[True, False, True], [False, True, True]])
 
 
 def update(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -26,26 +50,110 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[Tensor]:
+    state = optimizer.state.get(parameter, {})
+    return [m for k, m in state.items() if k != "step" and isinstance(m, Tensor) and m.shape == parameter.shape]
+
+
+def multiply_after(optimizer: torch.optim.Optimizer, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """The plain way, which :func:`masks.hold` must equal by value: multiply all there is after every step."""
+
+    @torch.no_grad()
+    def enforce(*_: Any) -> None:
+        for parameter, mask in pairs:
+            for tensor in (parameter, *moments_of(optimizer, parameter)):
+                tensor.mul_(mask)
+
+    enforce()
+    optimizer.register_step_post_hook(enforce)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_momentum_does_not_revive(name: str) -> None:
     network = nn.Linear(3, 2)
     optimizer = OPTIMIZERS[name](network.parameters())
     for _ in range(3):
         update(network, optimizer)  # builds up momentum for what is masked now
-    mask = torch.tensor([[True, False, True], [False, True, True]])
-    handle = masks.hold(optimizer, dict(network.named_parameters()), {"weight": mask})
-    assert bool((network.weight[~mask] == 0).all())  # at once, not only after the first step
+    handle = masks.hold(optimizer, dict(network.named_parameters()), {"weight": MASK})
+    assert bool((network.weight[~MASK] == 0).all())  # at once, not only after the first step
     for _ in range(5):
         before = network.weight.detach().clone()
         update(network, optimizer)
-        assert bool((network.weight[~mask] == 0).all())
-        assert bool((network.weight[mask] != before[mask]).all())
-        moments = [m for m in optimizer.state[network.weight].values() if isinstance(m, Tensor) and m.dim()]
+        assert bool((network.weight[~MASK] == 0).all())
+        assert bool((network.weight[MASK] != before[MASK]).all())
+        moments = moments_of(optimizer, network.weight)
         assert moments
-        assert all(bool((m[~mask] == 0).all()) for m in moments)
+        assert all(bool((m[~MASK] == 0).all()) for m in moments)
     handle.remove()
+    for _ in range(2):
+        update(network, optimizer)
+    assert bool((network.weight[~MASK] != 0).any())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("before", [0, 3], ids=["fresh", "trained"])
+def test_the_cheap_way_equals_multiplying_everything_after_each_step(name: str, before: int) -> None:
+    networks = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [OPTIMIZERS[name](network.parameters()) for network in networks]
+    for _ in range(before):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            update(network, optimizer)
+    masks.hold(optimizers[0], dict(networks[0].named_parameters()), {"weight": MASK})
+    multiply_after(optimizers[1], [(networks[1].weight, MASK)])
+    for _ in range(5):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            update(network, optimizer)
+        for first, second in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+            assert torch.equal(first, second)
+            pairs = zip(moments_of(optimizers[0], first), moments_of(optimizers[1], second), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_every_optimizer_that_is_called_elementwise_is_tried() -> None:
+    network = nn.Linear(3, 2)
+    tried = {type(make(network.parameters())) for make in OPTIMIZERS.values()}
+    assert tried >= masks.ELEMENTWISE
+
+
+def test_a_gradient_that_is_computed_within_the_step_revives_nothing() -> None:
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    masks.hold(optimizer, dict(network.named_parameters()), {"weight": MASK})
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = network(torch.ones(4, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+        for tensor in (network.weight, *moments_of(optimizer, network.weight)):
+            assert bool((tensor[~MASK] == 0).all())
+
+
+@pytest.mark.parametrize("what", ["weights", "moments", "both"])
+def test_what_is_loaded_is_masked_after_the_next_update(what: str) -> None:
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     update(network, optimizer)
-    assert bool((network.weight[~mask] != 0).any())
+    dense = {n: t.clone() for n, t in network.state_dict().items()}
+    trained = optimizer.state_dict()
+    trained = {"state": {k: {n: m.clone() for n, m in s.items()} for k, s in trained["state"].items()}} | {
+        "param_groups": trained["param_groups"]
+    }
+    masks.hold(optimizer, dict(network.named_parameters()), {"weight": MASK})
+    update(network, optimizer)
+    if what != "moments":
+        network.load_state_dict(dense)
+    if what != "weights":
+        optimizer.load_state_dict(trained)
+    for _ in range(2):
+        update(network, optimizer)
+        for tensor in (network.weight, *moments_of(optimizer, network.weight)):
+            assert bool((tensor[~MASK] == 0).all())
+            assert bool((tensor[MASK] != 0).all())
 
 
 def test_apply_zeroes_only_what_is_masked() -> None:
