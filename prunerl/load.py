@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ def load(
     env_kwargs: Mapping[str, Any] | None = None,
     vec_normalize: str | Path | None = None,
     trust: bool = False,
+    head: str | None = None,
 ) -> Agent:
     """Load an agent.
 
     Args:
-        source: Path of a Stable-Baselines3 zip (today's or of the ``gym`` era), a folder of one of our runs, or a
-            live Stable-Baselines3 model.
+        source: Path of a Stable-Baselines3 zip (today's or of the ``gym`` era), a ``.keras`` file, a folder of one of
+            our runs, or a live Stable-Baselines3 model.
         env: Gymnasium id, or a full specification with wrappers. Needed for files.
         algorithm: ``ppo``, ``a2c`` or ``dqn``; read off the file by default.
         env_kwargs: Keyword arguments for the environment, on top of those a Zoo folder names.
         vec_normalize: File of ``VecNormalize`` statistics; by default looked for beside the zip.
         trust: Allow code from the zip's pickles to run. Reading weights and plain settings never needs it.
+        head: What the output of a ``.keras`` file means: ``probabilities``, ``logits``, ``q_values``, ``mean`` or
+            ``squashed_mean``; by default read off its last activation and the action space.
 
     Returns:
         The agent, as data; nothing is shared with ``source``.
@@ -38,7 +42,7 @@ def load(
         TrustError: It can only be read by running code from it.
         SpaceError: The environment's spaces do not fit.
     """
-    from prunerl.agents import sb3
+    from prunerl.agents import keras, keras_file, sb3
 
     if not isinstance(source, str | Path):
         from stable_baselines3.common.base_class import BaseAlgorithm
@@ -56,6 +60,12 @@ def load(
     if env is None:
         raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id (env=..., --env).")
     spec = EnvSpec(env) if isinstance(env, str) else env
+    if keras_file.recognises(path):
+        if algorithm not in (None, "keras") or vec_normalize is not None:
+            raise LoadError(f"{path}: a .keras file has no algorithm and no VecNormalize statistics. Leave them out.")
+        return keras.load(path, env=replace(spec, kwargs={**spec.kwargs, **(env_kwargs or {})}), head=head)
+    if head is not None:
+        raise LoadError(f"{path}: head={head!r} is for .keras files; this file says itself what its output means.")
     zoo = zoo_settings(path)
     spec = EnvSpec(spec.id, {**zoo.kwargs, **spec.kwargs, **(env_kwargs or {})}, spec.wrappers or zoo.wrappers)
     return sb3.load(path, env=spec, algorithm=algorithm, vec_normalize=vec_normalize, trust=trust)
