@@ -16,9 +16,9 @@ from torch import Tensor
 from prunerl import environments
 from prunerl.agents import keras_file, keras_surgery
 from prunerl.agents.keras_file import Contents
+from prunerl.agents.keras_functions import identity
 from prunerl.agents.keras_graph import Graph, Network, attribute
 from prunerl.agents.keras_head import Reading, choose
-from prunerl.agents.keras_layers import identity
 from prunerl.errors import LearnError, LoadError, SpaceError
 from prunerl.types import Critic, EnvSpec, Policy, State, Tie
 

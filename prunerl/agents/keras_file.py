@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunerl.agents.keras_graph import Graph, attribute, parse, variables
+from prunerl.agents.keras_builders import variables
+from prunerl.agents.keras_config import parse
+from prunerl.agents.keras_graph import Graph, attribute
 from prunerl.agents.keras_layers import Node
 from prunerl.errors import LoadError, PruneError
 

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from prunerl.agents.keras_graph import Graph, variables
+from prunerl.agents.keras_builders import variables
+from prunerl.agents.keras_graph import Graph
 from prunerl.agents.keras_layers import Node
 from prunerl.errors import LoadError, SpaceError, unknown
 from prunerl.types import Head

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunerl.agents.keras_builders import variables
+from prunerl.agents.keras_config import parse
 from prunerl.agents.keras_file import Contents
-from prunerl.agents.keras_graph import Graph, Network, attribute, parse, variables
+from prunerl.agents.keras_graph import Graph, Network, attribute
 from prunerl.agents.keras_layers import Node
 from prunerl.errors import LoadError, RemovalError
 from prunerl.types import Tie
