@@ -1,0 +1,300 @@
+"""Measure what it costs to hold masks during ``learn()``, and whether they hold, beside PyTorch's own two ways.
+
+    python benchmarks/masks.py --out runs/masks.jsonl > docs/data/masks.md
+
+Each algorithm trains four live models side by side, all from the same weights: dense; with ``prunerl.masks.attach``;
+with ``torch.nn.utils.prune``; and with a parametrization that multiplies by the mask. Networks and training settings
+are those of the RL Zoo's entries for the environment, in one environment at a time. The sparsity of every weight matrix
+of the online networks is 0.9. A repetition calls ``learn()`` once for each, in an order that changes, and takes its
+CPU time (of this process, torch on one thread); what stands in the table is the median over the repetitions of the
+ratio to the dense model of the same repetition.
+
+What PyTorch's ways do to a target network is shown by a second, untimed model that is masked as its user would do it,
+online network alone. For the timed one the target networks are masked as well, so that training runs at all.
+
+Finished repetitions are kept in ``--out`` and not repeated; remove the file to measure again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+import torch
+from sb3_contrib import TQC
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from prunerl import masks
+
+SPARSITY = 0.9
+WIDE = {"net_arch": [256, 256]}
+LATE = {"learning_starts": 200, "buffer_size": 20_000}
+ALGORITHMS: dict[str, tuple[str, str, int, Callable[[], BaseAlgorithm]]] = {
+    # environment, widths, steps of one repetition, model
+    "PPO": ("Pendulum-v1", "64-64", 128, lambda: PPO(
+        "MlpPolicy", "Pendulum-v1", n_steps=128, batch_size=64, n_epochs=10, gamma=0.9, learning_rate=1e-3, seed=0,
+        policy_kwargs={"net_arch": [64, 64]},
+    )),
+    "DQN": ("MountainCar-v0", "256-256", 96, lambda: DQN(
+        "MlpPolicy", "MountainCar-v0", learning_rate=4e-3, batch_size=128, gamma=0.98, train_freq=16, gradient_steps=8,
+        target_update_interval=600, seed=0, policy_kwargs=dict(WIDE), **LATE,
+    )),
+    "SAC": ("Pendulum-v1", "256-256", 10, lambda: SAC(
+        "MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0, policy_kwargs=dict(WIDE), **LATE,
+    )),
+    "TD3": ("Pendulum-v1", "256-256", 16, lambda: TD3(
+        "MlpPolicy", "Pendulum-v1", gamma=0.98, learning_rate=1e-3, seed=0, policy_kwargs=dict(WIDE), **LATE,
+    )),
+    "TQC": ("Pendulum-v1", "256-256", 8, lambda: TQC(
+        "MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0, policy_kwargs=dict(WIDE), **LATE,
+    )),
+}  # fmt: skip
+WAYS = ("dense", "prunerl", "prune", "parametrize")
+LABELS = {"prunerl": "`prunerl.masks`", "prune": "`torch.nn.utils.prune`", "parametrize": "`parametrize`"}
+
+
+class Masked(nn.Module):
+    """A parametrization: the weight times the mask."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask.float())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def main() -> None:
+    """Measure what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    parser.add_argument("--repetitions", type=int, default=150, help="of each algorithm")
+    parser.add_argument("--length", type=float, default=1.0, help="factor of the steps of one repetition")
+    parser.add_argument("--out", type=Path, default=Path("runs/masks.jsonl"), help="file of finished measurements")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in given.algorithms:
+        measure(name, given.repetitions, given.length, given.out)
+    print("\n".join(table(given.algorithms, entries(given.out))))
+
+
+def measure(name: str, repetitions: int, length: float, out: Path) -> None:
+    """Append to ``out`` what it lacks of one algorithm."""
+    done = [entry for entry in entries(out) if entry["algorithm"] == name]
+    if not any("exact" in entry for entry in done):
+        append(out, {"algorithm": name, "exact": {way: examine(name, way) for way in WAYS[1:]}})
+    missing = repetitions - sum("seconds" in entry for entry in done)
+    if missing <= 0:
+        return
+    _, _, steps, make = ALGORITHMS[name]
+    clock = Clock()  # before the hooks are made
+    models = {way: warmed(make()) for way in WAYS}
+    decided = drawn(models["dense"])
+    for way, model in models.items():
+        mask(model, way, decided, targets=True)
+    for index in range(missing + 1):  # the first one warms up
+        order = [WAYS[(i + index) % len(WAYS)] for i in range(len(WAYS))]
+        order = order[::-1] if index // len(WAYS) % 2 else order
+        seconds, hooks = {}, 0.0
+        for way in order:
+            gc.collect()
+            clock.seconds = 0.0
+            start = time.process_time()
+            models[way].learn(round(steps * length), reset_num_timesteps=False)
+            seconds[way] = time.process_time() - start
+            hooks = clock.seconds if way == "prunerl" else hooks
+        if index:
+            append(out, {"algorithm": name, "seconds": seconds, "hooks": hooks})
+        print(f"{name} {index}/{missing}: " + " ".join(f"{w} {s:.3f}" for w, s in seconds.items()), file=sys.stderr)
+
+
+class Clock:
+    """The time that goes into the hooks of ``prunerl.masks``, the clock's own included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        for name in ("before", "after"):
+            setattr(masks._Keeper, name, self.timed(getattr(masks._Keeper, name)))
+
+    def timed(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return the hook with its time taken."""
+
+        def run(*arguments: Any) -> None:
+            start = time.process_time()
+            hook(*arguments)
+            self.seconds += time.process_time() - start
+
+        return run
+
+
+def warmed(model: BaseAlgorithm) -> BaseAlgorithm:
+    """Return the model after enough training to have momentum, and a buffer to draw from."""
+    return model.learn(256)
+
+
+def drawn(model: BaseAlgorithm) -> dict[str, Tensor]:
+    """Return a random mask for each weight matrix of the online networks."""
+    generator = torch.Generator().manual_seed(0)
+    named = [(n, p) for n, p in model.policy.named_parameters() if p.dim() == 2 and "_target." not in n]
+    return {n: torch.rand(p.shape, generator=generator) >= SPARSITY for n, p in named}
+
+
+def target_of(name: str) -> str:
+    """Return the name that the weight has in the target network."""
+    network, _, rest = name.partition(".")
+    return f"{network}_target.{rest}"
+
+
+def mask(model: BaseAlgorithm, way: str, decided: dict[str, Tensor], *, targets: bool) -> None:
+    """Mask a live model in one of the ways; ``targets`` concerns PyTorch's two."""
+    if way == "prunerl":
+        masks.attach(model.policy, decided)
+    elif way != "dense":
+        known = dict(model.policy.named_parameters())
+        for name, keep in decided.items():
+            for one in (name, target_of(name)) if targets else (name,):
+                if one in known:
+                    part, _, leaf = one.rpartition(".")
+                    module = model.policy.get_submodule(part)
+                    if way == "prune":
+                        prune.custom_from_mask(module, leaf, keep)
+                    else:
+                        parametrize.register_parametrization(module, leaf, Masked(keep))
+
+
+def examine(name: str, way: str) -> dict[str, str]:
+    """Train a model whose online networks are masked, and say what became of it."""
+    model = warmed(ALGORITHMS[name][3]())
+    steps = 1300 if name == "DQN" else 64  # at least one update of its target network
+    decided = drawn(model)
+    original = dict(model.policy.named_parameters())
+    optimizers = {o for m in model.policy.modules() for o in vars(m).values() if isinstance(o, torch.optim.Optimizer)}
+    mask(model, way, decided, targets=False)
+    revived = {"weights": 0, "moments": 0}
+
+    def look(*_: Any) -> None:
+        for weight, keep in ((original[n], keep) for n, keep in decided.items()):
+            revived["weights"] = max(revived["weights"], int((weight[~keep] != 0).sum()))
+            for state in (optimizer.state[weight] for optimizer in optimizers if weight in optimizer.state):
+                entries = [m for m in state.values() if m.shape == weight.shape]
+                revived["moments"] = max(revived["moments"], *(int((m[~keep] != 0).sum()) for m in entries))
+
+    for optimizer in optimizers:
+        optimizer.register_step_post_hook(look)
+    said = {"training": attempt(lambda: model.learn(steps, reset_num_timesteps=False))}
+    total = sum(int((~keep).sum()) for keep in decided.values())
+    said["stored weights"] = f"{revived['weights']:,} of {total:,} not zero" if revived["weights"] else "exact"
+    said["moments"] = f"{revived['moments']:,} not zero" if revived["moments"] else "exact"
+    pairs = [(n, original[target_of(n)]) for n in decided if target_of(n) in original]
+    wrong = sum(int((target[~decided[n]] != 0).sum()) for n, target in pairs)
+    said["targets"] = ("exact" if not wrong else f"{wrong:,} not zero") if pairs else "none"
+    buffer = io.BytesIO()
+    said["zip"] = attempt(lambda: (model.save(buffer), type(model).load(buffer)))
+    for part, _, leaf in (name.rpartition(".") for name in decided) if way != "prunerl" else ():
+        made_permanent(model.policy.get_submodule(part), leaf, way)
+    said["sparsity after"] = f"{share(model, decided):.3f}"
+    trained_on = attempt(lambda: model.learn(steps, reset_num_timesteps=False))
+    said["trained on"] = f"{share(model, decided):.3f}" if trained_on == "runs" else trained_on
+    return said
+
+
+def made_permanent(module: nn.Module, leaf: str, way: str) -> None:
+    """Leave the masked weight as a plain parameter."""
+    if way == "prune":
+        prune.remove(module, leaf)
+    else:
+        parametrize.remove_parametrizations(module, leaf)
+
+
+def share(model: BaseAlgorithm, decided: dict[str, Tensor]) -> float:
+    """Return the share of zeros in the weights that were masked."""
+    weights = [model.policy.get_parameter(name) for name in decided]
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+def attempt(action: Callable[[], Any]) -> str:
+    """Do it; return ``runs`` or what went wrong."""
+    try:
+        action()
+    except Exception as error:  # whatever it is, it is the result
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}…"
+    return "runs"
+
+
+def table(algorithms: list[str], found: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the report."""
+    yield "# What it costs to hold masks while an agent trains\n"
+    yield f"`{' '.join(['python', *sys.argv])}`\n"
+    yield (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"Stable-Baselines3 {stable_baselines3.__version__}. CPU time of `learn()` relative to the dense model of the "
+        "same repetition: median, and the 95 % bootstrap interval of the median. In hooks: the share of `learn()` that "
+        f"is spent in prunerl's two hooks, by the clock; median. Sparsity {SPARSITY}.\n"
+    )
+    yield "| algorithm | environment | widths | repetitions | " + " | ".join(LABELS.values()) + " | in hooks |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in algorithms:
+        timed = [entry for entry in found if entry["algorithm"] == name and "seconds" in entry]
+        cells = [summary([e["seconds"][way] / e["seconds"]["dense"] for e in timed]) for way in WAYS[1:]]
+        hooks = statistics.median(e["hooks"] / e["seconds"]["prunerl"] for e in timed)
+        environment, widths = ALGORITHMS[name][:2]
+        yield f"| {name} | {environment} | {widths} | {len(timed)} | {' | '.join(cells)} | {hooks:.1%} |"
+    yield "\n## Whether they hold\n"
+    yield (
+        "Each way masks the online networks and trains. Stored weights and the optimizer's moments are looked at after "
+        "every update, the target networks at the end; zip: `save`, then `load` by plain Stable-Baselines3. Sparsity "
+        "after: the share of zeros in the stored weights once PyTorch's masks are made permanent (`prune.remove`, "
+        "`remove_parametrizations`), which a zip that loads needs; trained on: the same after more training. "
+        f"{SPARSITY} was set. What fails at the first update of a target network had little time to go wrong before.\n"
+    )
+    keys = ("training", "stored weights", "moments", "targets", "zip", "sparsity after", "trained on")
+    yield "| algorithm | way | " + " | ".join(keys) + " |\n|" + "---|" * (len(keys) + 2)
+    for name in algorithms:
+        exact = next(entry["exact"] for entry in found if entry["algorithm"] == name and "exact" in entry)
+        for way, said in exact.items():
+            yield f"| {name} | {LABELS[way]} | " + " | ".join(said[key].replace("|", "/") for key in keys) + " |"
+
+
+def summary(ratios: list[float]) -> str:
+    """Return the median and its bootstrap interval."""
+    draws = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return f"{statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def entries(out: Path) -> list[dict[str, Any]]:
+    """Return what is in the file; a line that was cut off by an interruption is left out."""
+    lines = out.read_text().splitlines() if out.is_file() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def append(out: Path, entry: dict[str, Any]) -> None:
+    """Add one line to the file."""
+    with out.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+if __name__ == "__main__":
+    main()
