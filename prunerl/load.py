@@ -42,7 +42,7 @@ def load(
         TrustError: It can only be read by running code from it.
         SpaceError: The environment's spaces do not fit.
     """
-    from prunerl.agents import keras, keras_file, sb3
+    from prunerl.agents import keras, keras_file, sb3_load
 
     if not isinstance(source, str | Path):
         from stable_baselines3.common.base_class import BaseAlgorithm
@@ -50,7 +50,7 @@ def load(
         if isinstance(source, BaseAlgorithm):
             if algorithm is not None or env_kwargs is not None or vec_normalize is not None or trust:
                 raise LoadError("A live model brings its own settings. Give env=... alone, or save it first.")
-            return sb3.from_model(source, env=EnvSpec(env) if isinstance(env, str) else env)
+            return sb3_load.from_model(source, env=EnvSpec(env) if isinstance(env, str) else env)
         raise LoadError(
             f"Cannot load an agent from a {type(source).__name__}. Give a path or a Stable-Baselines3 model."
         )
@@ -68,7 +68,7 @@ def load(
         raise LoadError(f"{path}: head={head!r} is for .keras files; this file says itself what its output means.")
     zoo = zoo_settings(path)
     spec = EnvSpec(spec.id, {**zoo.kwargs, **spec.kwargs, **(env_kwargs or {})}, spec.wrappers or zoo.wrappers)
-    return sb3.load(path, env=spec, algorithm=algorithm, vec_normalize=vec_normalize, trust=trust)
+    return sb3_load.load(path, env=spec, algorithm=algorithm, vec_normalize=vec_normalize, trust=trust)
 
 
 def zoo_settings(path: Path) -> EnvSpec:

@@ -30,6 +30,10 @@ REAL = (
     "ppo/LunarLander-v2",
     "ppo/Pendulum-v1",
     "ppo/Hopper-v3",
+    "sac/Pendulum-v1",
+    "sac/HalfCheetah-v3",
+    "ddpg/Pendulum-v1",
+    "qrdqn/CartPole-v1",
 )
 
 

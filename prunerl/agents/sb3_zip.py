@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,7 @@ MAX_JSON = 64 * 2**20
 MAX_TENSORS = 2**31
 
 SERIALIZED = ":serialized:"
-UNSUPPORTED = {
-    "sac": "SAC",
-    "td3": "TD3 or DDPG",
-    "ddpg": "DDPG",
-    "qrdqn": "QR-DQN",
-    "tqc": "TQC",
-    "crossq": "CrossQ",
-    "trpo": "TRPO",
-    "ars": "ARS",
-    "ppo_mask": "MaskablePPO",
-    "ppo_recurrent": "RecurrentPPO",
-    "common.recurrent": "RecurrentPPO",
-    "common.maskable": "MaskablePPO",
-}
+OPTIMIZERS = ("policy.optimizer", "actor.optimizer", "critic.optimizer", "ent_coef_optimizer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +31,19 @@ class Contents:
 
     Attributes:
         path: Where it was read.
-        algorithm: ``ppo``, ``a2c`` or ``dqn``.
+        algorithm: Its name, one of ``sb3_algorithms.ALGORITHMS``.
         data: The JSON settings; what was pickled is a dict with the key ``:serialized:``.
         tensors: The policy's state dict.
-        optimizer: The optimizer's state dict, or None.
+        optimizers: Name of the entry, such as ``actor.optimizer``, → the optimizer's state dict.
+        variables: Tensors besides the policy's, such as ``log_ent_coef``.
     """
 
     path: Path
     algorithm: str
     data: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any] | None
+    optimizers: Mapping[str, Any]
+    variables: Mapping[str, Tensor]
 
 
 def read_zip(path: Path, algorithm: str | None = None) -> Contents:
@@ -71,10 +60,15 @@ def read_zip(path: Path, algorithm: str | None = None) -> Contents:
         with zipfile.ZipFile(path) as archive:
             data = json.loads(_entry(archive, path, "data", MAX_JSON))
             tensors = _torch(_entry(archive, path, "policy.pth", MAX_TENSORS), path, "policy.pth")
-            optimizer = None
-            if "policy.optimizer.pth" in archive.namelist():
-                blob = _entry(archive, path, "policy.optimizer.pth", MAX_TENSORS)
-                optimizer = _torch(blob, path, "policy.optimizer.pth")
+            optional = [
+                name
+                for name in (*(f"{o}.pth" for o in OPTIMIZERS), "pytorch_variables.pth", "tensors.pth")
+                if name in archive.namelist()
+            ]
+            others = {
+                name.removesuffix(".pth"): _torch(_entry(archive, path, name, MAX_TENSORS), path, name)
+                for name in optional
+            }
     except FileNotFoundError as error:
         raise LoadError(f"No file at {path}. Give the path of a Stable-Baselines3 zip.") from error
     except IsADirectoryError as error:
@@ -88,7 +82,9 @@ def read_zip(path: Path, algorithm: str | None = None) -> Contents:
     if not isinstance(data, dict):
         raise LoadError(f"{path}: entry 'data' is not a JSON object. Save the agent again.")
     _check_tensors(path, tensors)
-    return Contents(path, _algorithm(path, data, tensors, algorithm), data, tensors, optimizer)
+    optimizers = {name: others[name] for name in OPTIMIZERS if name in others}
+    variables = _variables(path, others)
+    return Contents(path, _algorithm(path, data, tensors, algorithm), data, tensors, optimizers, variables)
 
 
 def _entry(archive: zipfile.ZipFile, path: Path, name: str, limit: int) -> bytes:
@@ -126,25 +122,55 @@ def _check_tensors(path: Path, tensors: Any) -> None:
             )
 
 
+def _variables(path: Path, entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors besides the policy's; the file's name has changed over the years."""
+    found = entries.get("pytorch_variables", entries.get("tensors")) or {}
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor | None) for v in found.values()):
+        raise LoadError(f"{path}: entry 'pytorch_variables.pth' does not hold tensors. Save the agent again.")
+    return {str(name): value.detach() for name, value in found.items() if value is not None}
+
+
 def _algorithm(path: Path, data: Mapping[str, Any], tensors: Mapping[str, Tensor], given: str | None) -> str:
     module = str(_dict(data.get("policy_class")).get("__module__", ""))
-    for part, name in UNSUPPORTED.items():
-        if f".{part}" in module or (part in ("qrdqn",) and "n_quantiles" in data):
-            raise LoadError(f"{path} is a {name} agent; PPO, A2C and DQN are supported so far.")
-    if "exploration_rate" in data and any(k.startswith("q_net.") for k in tensors):
-        found = "dqn"
-    elif "clip_range" in data and "gae_lambda" in data:
-        found = "ppo"
-    elif "gae_lambda" in data and "vf_coef" in data:
-        found = "a2c"
-    else:
-        raise LoadError(f"{path} is not a PPO, A2C or DQN agent (policy class from {module or 'an unknown module'!r}).")
-    if given is not None and given != found:
+    found = next((name for name, fits in SIGNS.items() if fits(module, data, tensors)), None)
+    if found is None:
+        raise LoadError(
+            f"{path} is not an agent of Stable-Baselines3 or sb3-contrib that is known (policy class from "
+            f"{module or 'an unknown module'!r})."
+        )
+    alike = {found, given} <= {"td3", "ddpg"}  # the same networks and settings under two names
+    if given is not None and given != found and not alike:
         raise LoadError(
             f"{path} is a {found.upper()} agent, but algorithm {given!r} was asked for. Use --algo {found}."
         )
-    return found
+    return given or found
 
+
+def _has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in tensors)
+
+
+def _is_ddpg(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    single = not _has(tensors, "critic.qf1.")
+    return single and data.get("policy_delay") == 1 and data.get("target_noise_clip") == 0
+
+
+SIGNS: Mapping[str, Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], bool]] = {
+    "ars": lambda module, data, tensors: "n_delta" in data and _has(tensors, "action_net."),
+    "trpo": lambda module, data, tensors: "cg_max_steps" in data,
+    "ppo_lstm": lambda module, data, tensors: "clip_range" in data and _has(tensors, "lstm_actor."),
+    "ppo_mask": lambda module, data, tensors: "clip_range" in data and ".maskable." in f"{module}.",
+    "ppo": lambda module, data, tensors: "clip_range" in data and "gae_lambda" in data,
+    "a2c": lambda module, data, tensors: "gae_lambda" in data and "vf_coef" in data,
+    "dqn": lambda module, data, tensors: "exploration_rate" in data and _has(tensors, "q_net."),
+    "qrdqn": lambda module, data, tensors: "exploration_rate" in data and _has(tensors, "quantile_net."),
+    "tqc": lambda module, data, tensors: "top_quantiles_to_drop_per_net" in data,
+    "crossq": lambda module, data, tensors: "target_entropy" in data and not _has(tensors, "critic_target."),
+    "sac": lambda module, data, tensors: "target_entropy" in data and _has(tensors, "critic_target."),
+    "ddpg": lambda module, data, tensors: "target_policy_noise" in data and _is_ddpg(data, tensors),
+    "td3": lambda module, data, tensors: "target_policy_noise" in data and _has(tensors, "actor_target."),
+}
+"""Algorithm → whether a zip is one of its, by its policy's module, its settings and its tensors; the first counts."""
 
 ACTIVATIONS = {
     name: getattr(nn, name)
@@ -154,9 +180,14 @@ ACTIVATIONS = {
 }
 PLAIN_POLICY_KWARGS = frozenset(
     "ortho_init log_std_init use_sde full_std use_expln squash_output normalize_images share_features_extractor "
-    "optimizer_kwargs".split()
+    "optimizer_kwargs clip_mean batch_norm_momentum batch_norm_eps renorm_warmup_steps lstm_kwargs "
+    "features_extractor_kwargs".split()
 )
-INFERRED = frozenset({"net_arch", "device", "sde_net_arch", "features_extractor_kwargs"})
+INFERRED = frozenset(
+    "net_arch device sde_net_arch n_critics n_quantiles lstm_hidden_size n_lstm_layers shared_lstm enable_critic_lstm "
+    "with_bias batch_norm".split()
+)
+"""What is read off the tensors' names and shapes."""
 
 
 def policy_kwargs(contents: Contents) -> dict[str, Any]:

@@ -85,20 +85,6 @@ def pickled(value: Any) -> dict[str, str]:
     return {":type:": "<class 'function'>", ":serialized:": base64.b64encode(pickle.dumps(value)).decode()}
 
 
-@pytest.mark.parametrize(
-    ("name", "called"),
-    [
-        ("sac/Pendulum-v1", "SAC"),
-        ("sac/HalfCheetah-v3", "SAC"),
-        ("ddpg/Pendulum-v1", "DDPG"),
-        ("qrdqn/CartPole-v1", "QR-DQN"),
-    ],
-)
-def test_other_algorithms_are_refused_by_name(zip_of: Callable[[str], Path], name: str, called: str) -> None:
-    with pytest.raises(LoadError, match=f"{zip_of(name).name} is a .*{called}.* agent; PPO, A2C and DQN are supported"):
-        prunerl.load(zip_of(name), env="Pendulum-v1")
-
-
 @pytest.mark.parametrize(("made", "asked"), [(PPO, "a2c"), (PPO, "dqn"), (A2C, "ppo"), (DQN, "ppo")])
 def test_another_algorithm_than_asked_for_is_refused(tmp_path: Path, made: Any, asked: str) -> None:
     path = tmp_path / "agent.zip"
@@ -180,7 +166,7 @@ def a_list(tmp_path: Path, small: Path) -> Path:
         (with_entry("data", b"[" * 100_000), r"bad\.zip: entry 'data' is not JSON.*Save the agent again"),
         (with_entry("data", b"\xff\xfe"), r"bad\.zip: entry 'data' is not JSON.*Save the agent again"),
         (with_entry("data", b"[]"), r"bad\.zip: entry 'data' is not a JSON object.*Save the agent again"),
-        (with_entry("data", b"{}"), r"bad\.zip is not a PPO, A2C or DQN agent"),
+        (with_entry("data", b"{}"), r"bad\.zip is not an agent of Stable-Baselines3"),
         (
             with_entry("policy.pth", b"no"),
             r"bad\.zip: entry 'policy\.pth' does not hold plain tensors.*Save the agent again",
@@ -188,7 +174,7 @@ def a_list(tmp_path: Path, small: Path) -> Path:
         (a_list, r"bad\.zip: entry 'policy\.pth' is not a state dict.*Save the agent again"),
         (diverged, r"bad\.zip: tensor 'action_net\.bias' holds 1 NaN.*checkpoint from before"),
         (another_layer, r"bad\.zip: tensor 'extra\.weight' does not fit"),
-        (no_layers, r"bad\.zip: no tensors mlp_extractor\.policy_net"),
+        (no_layers, r"bad\.zip: no tensors action_net"),
         (misshapen, r"bad\.zip: tensor 'value_net\.weight' does not fit"),
         (flat_weight, r"bad\.zip"),
     ],
@@ -282,7 +268,7 @@ def test_pickles_in_place_of_tensors_are_not_run(tmp_path: Path, small: Path, en
     witness, buffer = tmp_path / "witness", io.BytesIO()
     torch.save(Harmful(witness), buffer)
     path = written(tmp_path / "harmful.zip", {**entries(small), entry: buffer.getvalue()})
-    if entry.startswith("policy"):
+    if entry.endswith(".pth"):
         with pytest.raises(LoadError, match=f"entry '{entry}' does not hold plain tensors"):
             prunerl.load(path, env="CartPole-v1")
     else:

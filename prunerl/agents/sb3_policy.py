@@ -1,0 +1,193 @@
+"""The parts of Stable-Baselines3's policies that act and that judge, and what follows them when they are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from prunerl.agents.sb3_algorithms import ALGORITHMS, critics, last_layer, layers
+from prunerl.agents.sb3_build import Described, build_policy, model_spaces
+from prunerl.agents.sb3_env import View, features, normalizer
+from prunerl.environments import packed_shape
+from prunerl.types import Critic, Head, Policy, State, Tie
+
+
+class _Acting(nn.Module):
+    """A part of a policy under the policy's own parameter names: extractor, hidden layers, output."""
+
+    def __init__(self, view: View, parts: dict[str, Any], order: tuple[str, ...]) -> None:
+        super().__init__()
+        self.view = view
+        self.order = order
+        for name, part in parts.items():
+            _nest(self, name, part)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        result = self.view(observations)
+        for name in self.order:
+            result = self.get_submodule(name)(result)
+        output: Tensor = result
+        return output
+
+
+class _Quantiles(_Acting):
+    """A quantile network; its output is the mean over the quantiles of each action."""
+
+    actions: int
+
+    def forward(self, observations: Tensor) -> Tensor:
+        quantiles = super().forward(observations)
+        return quantiles.view(len(quantiles), -1, self.actions).mean(dim=1)
+
+
+class _Critic(nn.Module):
+    """A chain of parts under the policy's own parameter names, from features to values."""
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        super().__init__()
+        self.order = tuple(parts)
+        for name, part in parts.items():
+            _nest(self, name, part)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for name in self.order:
+            inputs = self.get_submodule(name)(inputs)
+        return inputs
+
+
+def _nest(root: nn.Module, name: str, part: nn.Module) -> None:
+    """Set ``root.a.b`` for the name ``a.b``, so that parameters get the names that they have in the policy."""
+    *path, last = name.split(".")
+    for key in path:
+        if not hasattr(root, key):
+            root.add_module(key, nn.Module())
+        root = root.get_submodule(key)
+    root.add_module(last, part)
+
+
+def view_of(agent: Described, policy: Any) -> View:
+    """Return how the agent's networks see observations."""
+    return View(agent.spaces[0], model_spaces(agent)[0], bool(policy.normalize_images))
+
+
+def policy_of(agent: Described) -> Policy:
+    """Return what is deployed."""
+    built = build_policy(agent)
+    network = acting(agent, built)
+    network.requires_grad_(False).eval()
+    observation_space, action_space = agent.spaces
+    return Policy(
+        network,
+        _head(agent.algorithm, action_space, built, agent.state),
+        packed_shape(observation_space),
+        normalizer(agent.settings.normalization, observation_space),
+        masked=agent.algorithm == "ppo_mask",
+    )
+
+
+def acting(agent: Described, policy: Any) -> nn.Module:
+    """Return the network that acts, out of a live policy."""
+    algorithm, view = ALGORITHMS[agent.algorithm], view_of(agent, policy)
+    if algorithm.family == "actor_critic":
+        parts = {
+            "features_extractor": policy.pi_features_extractor,
+            "mlp_extractor.policy_net": policy.mlp_extractor.policy_net,
+            "action_net": policy.action_net,
+        }
+    elif algorithm.family == "q_network":
+        root = algorithm.actor.removesuffix(".")
+        network = getattr(policy, root)
+        parts = {f"{root}.features_extractor": network.features_extractor, f"{root}.{root}": getattr(network, root)}
+    elif algorithm.family == "stochastic":
+        actor = policy.actor
+        parts = {f"actor.{part}": getattr(actor, part) for part in ("features_extractor", "latent_pi", "mu")}
+    elif algorithm.family == "deterministic":
+        # Without the last tanh, which the head says.
+        parts = {"actor.features_extractor": policy.actor.features_extractor, "actor.mu": policy.actor.mu[:-1]}
+    else:
+        net = policy.action_net
+        parts = {
+            "features_extractor": policy.features_extractor,
+            "action_net": net[:-1] if policy.squash_output else net,
+        }
+    if agent.algorithm != "qrdqn":
+        return _Acting(view, parts, tuple(parts))
+    quantiles = _Quantiles(view, parts, tuple(parts))
+    quantiles.actions = int(policy.action_space.n)
+    return quantiles
+
+
+def _head(algorithm: str, space: gym.Space[Any], policy: Any, state: State) -> Head:
+    shape = tuple(space.shape or ())
+    if isinstance(space, spaces.Discrete):
+        kind: Any = "q_values" if ALGORITHMS[algorithm].family == "q_network" else "categorical"
+        # Stable-Baselines3 counts from 0, wherever the space starts.
+        return Head(kind, sizes=(int(space.n),), shape=shape)
+    if isinstance(space, spaces.MultiDiscrete):
+        return Head("categorical", sizes=tuple(int(n) for n in space.nvec.reshape(-1)), shape=shape)
+    if isinstance(space, spaces.MultiBinary):
+        return Head("bernoulli", shape=shape)
+    assert isinstance(space, spaces.Box)  # loading lets nothing else in
+    log_std = state.tensors.get("log_std")
+    std = log_std.exp().numpy() if log_std is not None and log_std.dim() == 1 else None
+    return Head("gaussian", low=space.low, high=space.high, std=std, squashed=bool(policy.squash_output), shape=shape)
+
+
+def critics_of(agent: Described) -> tuple[Critic, ...]:
+    """Return the networks that judge; they read features, which are no part of them."""
+    family = ALGORITHMS[agent.algorithm].family
+    if family not in ("actor_critic", "stochastic", "deterministic"):
+        return ()
+    policy = build_policy(agent)
+    policy.requires_grad_(False)
+    view = view_of(agent, policy)
+    if family == "actor_critic":
+        network = _Critic({"mlp_extractor.value_net": policy.mlp_extractor.value_net, "value_net": policy.value_net})
+
+        def seen(observations: Tensor) -> Tensor:
+            return features(policy.vf_features_extractor, view, observations)
+
+        return (Critic("value", network, seen, "value"),)
+    actor = acting(agent, policy)
+
+    def judged(observations: Tensor) -> Tensor:
+        with torch.no_grad():  # a critic takes actions within −1 and 1
+            return torch.cat(
+                [features(policy.critic.features_extractor, view, observations), actor(observations).tanh()], 1
+            )
+
+    return tuple(
+        Critic(f"qf{i}", _Critic({f"critic.qf{i}": getattr(policy.critic, f"qf{i}")}), judged, "qf")
+        for i in range(critics(agent.state.tensors))
+    )
+
+
+def ties_of(agent: Described) -> tuple[Tie, ...]:
+    """Return what follows: noise the last hidden layer, then each target network its online one."""
+    return (*_noise(agent), *_targets(agent.state))
+
+
+def _targets(state: State) -> list[Tie]:
+    pairs = [(n.replace("_target.", ".", 1), n) for n in state.tensors if n.partition(".")[0].endswith("_target")]
+    return [Tie(s, d, t, d) for s, t in pairs if s in state.tensors for d in range(state.tensors[s].dim())]
+
+
+def _noise(agent: Described) -> list[Tie]:
+    tensors = agent.state.tensors
+    family = ALGORITHMS[agent.algorithm].family
+    if family == "stochastic":
+        hidden = layers(tensors, "actor.latent_pi")
+        if not hidden:
+            return []
+        if "actor.log_std" in tensors:  # gSDE
+            return [Tie(f"{last_layer(agent.algorithm, tensors)}.weight", 1, "actor.log_std", 0)]
+        # Named after the layer that makes the units, not the mean's: that one is no copy of the deviation's.
+        return [Tie(f"{hidden[-1]}.bias", 0, "actor.log_std.weight", 1)]
+    log_std = tensors.get("log_std")
+    if log_std is not None and log_std.dim() == 2:
+        return [Tie("action_net.weight", 1, "log_std", 0)]
+    return []
