@@ -15,11 +15,11 @@ from prunerl import criteria, heads
 from prunerl.cost import size, stored
 from prunerl.evaluate import Yardstick, judge, seeds
 from prunerl.evidence import VisitedEvidence
-from prunerl.remove import follow, layer_order, remove
+from prunerl.remove import follow, kept_rows, layer_order, remove
 from prunerl.repair.distill import TASTES, Lessons, calibrate, distill, divergences, tastes
 from prunerl.repair.least_squares import least_squares
 from prunerl.rollout import rollout_each
-from prunerl.trace import Trace, activity, forward, groups, trace
+from prunerl.trace import Trace, activity, features, forward, groups, trace
 from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure, Verdict
 
 REPAIRS = ("least_squares", "distill", "finetune")
@@ -207,7 +207,14 @@ def _stages(task: Task, work: _Work) -> list[tuple[str, StageFunction]]:
             for parent in {id(c.parent): c.parent for c in work.cuts}.values()
         }
         for i, one in enumerate(work.cuts):
-            targets = _targets(one.parent.traced, one.units, one.decision, outputs[id(one.parent)], answers)
+            targets = _targets(
+                one.parent.traced,
+                one.parent.agent.state.tensors,
+                one.units,
+                one.decision,
+                outputs[id(one.parent)],
+                answers,
+            )
             fitted = least_squares(work.traced, one.state.tensors, one.state.masks, chosen, targets)
             refitted[i] = replace(one.state, tensors={**one.state.tensors, **fitted})
         lessons = Lessons(chosen, answers, _scale(task, answers), len(chosen))
@@ -321,21 +328,26 @@ def _calibrated(task: Task, traced: Trace, state: State, lessons: Lessons) -> St
 
 
 def _targets(
-    before: Trace, units: Sequence[Group], decision: Decision, outputs: Mapping[str, Tensor], answers: Tensor
+    before: Trace,
+    tensors: Mapping[str, Tensor],
+    units: Sequence[Group],
+    decision: Decision,
+    outputs: Mapping[str, Tensor],
+    answers: Tensor,
 ) -> list[Tensor | None]:
     """Return what each layer that is left computed before the cut; None where its inputs are what they were."""
-    whole = {g.name for g in units if g.structure == "layers" and not bool(decision.get(g.name, torch.ones(1)).all())}
-    gone = {layer.makes for layer in before.layers if layer.name in whole}
+    dropped = [g.name for g in units if g.structure == "layers" and not bool(decision.get(g.name, torch.ones(1)).all())]
+    kept = kept_rows(tensors, [g for g in units if g.structure == "units"], decision)
     targets: list[Tensor | None] = []
-    for layer in layer_order(before, sorted(whole)):
-        if layer.makes is None:
+    for layer in layer_order(before, dropped):
+        if layer.name == before.output:
             targets.append(answers)
-        elif layer.reads is None:
+        elif not layer.reads or layer.name not in outputs:
             targets.append(None)
         else:
-            keep = decision.get(layer.makes) if layer.makes not in gone else None
-            output = outputs[layer.name]
-            targets.append(output if keep is None or len(keep) != output.shape[1] else output[:, keep])
+            output = features(layer, outputs[layer.name])
+            rows = kept.get(layer.weight, {}).get(1 if layer.transposed else 0)
+            targets.append(output if rows is None else output[:, rows])
     return targets
 
 

@@ -252,7 +252,13 @@ def inspect(args: Inspect) -> None:
     networks = [("the policy, which acts", f"{own.parameters:,}"), *_others(agent, traced.parameters)]
     print(_aligned(("network", "parameters"), networks))
     layers = [
-        (e.name, f"{w.shape[1]:,} → {w.shape[0]:,}", f"{w.numel():,}", e.reads or "observation", e.makes or "actions")
+        (
+            e.name,
+            f"{w.shape[1]:,} → {w.shape[0]:,}",
+            f"{w.numel() * e.positions:,}",
+            ", ".join(e.reads) or "no units",
+            ", ".join(e.makes) or "no units",
+        )
         for e in traced.layers
         for w in (matrix(e, tensors),)
     ]

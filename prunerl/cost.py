@@ -18,11 +18,12 @@ DECISIONS = 1000
 def size(traced: Trace, tensors: Mapping[str, Tensor]) -> Size:
     """Count a policy network's parameters, non-zeros, MACs of one decision and hidden widths."""
     own = [tensors[name] for name in traced.parameters]
-    widths = tuple(matrix(layer, tensors).shape[0] for layer in traced.layers if layer.makes is not None)
+    layers = [layer for layer in traced.layers if layer.makes and (layer.kind != "recurrent" or not layer.seen)]
+    widths = tuple(matrix(e, tensors).shape[1 if e.kind == "recurrent" else 0] for e in layers)
     return Size(
         parameters=sum(t.numel() for t in own),
         nonzeros=sum(int(t.count_nonzero()) for t in own),
-        macs=sum(tensors[layer.weight].numel() for layer in traced.layers),
+        macs=sum(tensors[layer.weight].numel() * layer.positions for layer in traced.layers),
         units=widths,
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunerl import errors, heads
-from prunerl.trace import Activity, Layer, Trace, forward, matrix, unit_groups
+from prunerl.trace import Activity, Layer, Trace, features, forward, matrix, unit_groups
 from prunerl.types import Group, Head, Scores, Slice, State
 
 __all__ = (
@@ -107,7 +107,7 @@ def _scores_layers(score: Criterion) -> Criterion:
         if all(group.structure != "layers" for group in groups):
             return score(evidence, groups)
         units = {group.name: group for group in unit_groups(evidence.traced, evidence.state.tensors)}
-        made = {layer.name: units[layer.makes] for layer in evidence.traced.layers if layer.makes is not None}
+        made = {layer.name: units[layer.makes[0]] for layer in evidence.traced.layers if layer.makes}
         stand_in = [made[group.name] if group.structure == "layers" else group for group in groups]
         scores = score(evidence, stand_in)
         return {
@@ -226,7 +226,7 @@ def variance(evidence: Evidence, groups: Sequence[Group]) -> Scores:
         total = torch.zeros(group.units, dtype=torch.float64)
         for layer, own in _readers(evidence, group):
             spread = _deviation(_inputs(evidence, layer))
-            total += (spread.square() * _matrix(evidence, layer).square().sum(0))[own.index].sum(1)
+            total += (spread.square() * _norms(evidence, layer).square())[own.index].sum(1)
         scores[group.name] = total.sqrt()
     return scores
 
@@ -319,8 +319,10 @@ def _weighted(evidence: Evidence, statistic: Callable[[Tensor], Tensor]) -> dict
     """Return |w_ij| times a statistic of the input j, for the weight of every layer, in its own layout."""
     entries = {}
     for layer in evidence.traced.layers:
-        entry = _matrix(evidence, layer).abs() * statistic(_inputs(evidence, layer))
-        entries[layer.weight] = entry.T if layer.transposed else entry
+        weight = _matrix(evidence, layer).abs()
+        seen = statistic(_inputs(evidence, layer)).view(-1, *[1] * (weight.dim() - 2))
+        entry = weight * seen
+        entries[layer.weight] = entry.transpose(0, 1) if layer.transposed else entry
     return entries
 
 
@@ -328,12 +330,26 @@ def _readers(evidence: Evidence, group: Group) -> Iterator[tuple[Layer, Slice]]:
     """Yield the layers that read a group, with the input features that belong to each of its units."""
     for layer in evidence.traced.layers:
         for own in group.slices:
-            if layer.reads == group.name and own.tensor == layer.weight and own.dim == (0 if layer.transposed else 1):
+            if own.tensor == layer.weight and own.dim == (0 if layer.transposed else 1):
                 yield layer, own
 
 
 def _inputs(evidence: Evidence, layer: Layer) -> Tensor:
-    return evidence.activity.inputs[layer.name].detach().flatten(0, -2).double()
+    """Return a layer's inputs, shape (samples, features).
+
+    What a layer inside of a recurrent operator reads is not seen: it counts as ±1 in turn, so that its weights alone
+    are scored.
+    """
+    if layer.name not in evidence.activity.inputs:
+        width = _matrix(evidence, layer).shape[1]
+        return torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(2, width)
+    return features(layer, evidence.activity.inputs[layer.name].detach()).double()
+
+
+def _norms(evidence: Evidence, layer: Layer) -> Tensor:
+    """Return the norm of the weights that read each input of a layer, shape (inputs,)."""
+    norms: Tensor = torch.linalg.vector_norm(_matrix(evidence, layer).transpose(0, 1).flatten(1), dim=1)
+    return norms
 
 
 def _matrix(evidence: Evidence, layer: Layer) -> Tensor:

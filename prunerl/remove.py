@@ -13,11 +13,23 @@ from torch import Tensor
 
 from prunerl import decide, masks
 from prunerl.errors import RemovalError
-from prunerl.trace import Layer, Trace, activity, forward, matrix, unit_groups
+from prunerl.trace import (
+    Layer,
+    Trace,
+    activity,
+    features,
+    forward,
+    masked_forward,
+    matrix,
+    reader_of,
+    unit_groups,
+)
 from prunerl.types import Decision, Group, State, Tie
 
 TOLERANCE = 1e-4
 """Largest difference to the masked original, relative to the largest output."""
+CHECKED_PRODUCTS = 2 * 10**9
+"""The check takes as many observations as need about this many products, at least two."""
 
 
 def remove(
@@ -60,19 +72,16 @@ def remove(
     if structure == "weights":
         return _mask_weights(state, groups, decision, ties)
     smaller = cut(state, groups, decision, ties)
-    _compare(traced, zeroed(state, groups, decision), smaller.tensors, observations)
+    checked = observations[: max(2, CHECKED_PRODUCTS // sum(state.tensors[n].numel() for n in traced.parameters))]
+    with torch.no_grad():
+        expected = masked_forward(traced, state.tensors, checked, groups, decision)
+        _compare(expected, forward(traced, smaller.tensors, checked))
     return smaller
 
 
 def cut(state: State, groups: Sequence[Group], decision: Decision, ties: Sequence[Tie]) -> State:
     """Cut units out of every tensor that they own, and out of what follows it."""
-    selections: dict[str, dict[int, Tensor]] = {}
-    for group in groups:
-        if group.name in decision:
-            for part in group.slices:
-                assert part.dim is not None  # only groups of units come here
-                rows = part.index[decision[group.name]].flatten()
-                selections.setdefault(part.tensor, {})[part.dim] = rows
+    selections = kept_rows(state.tensors, groups, decision)
     for tie in ties:
         rows_of = selections.get(tie.source, {})
         if tie.source_dim in rows_of:
@@ -94,6 +103,22 @@ def cut(state: State, groups: Sequence[Group], decision: Decision, ties: Sequenc
     )
 
 
+def kept_rows(
+    tensors: Mapping[str, Tensor], groups: Sequence[Group], decision: Decision
+) -> dict[str, dict[int, Tensor]]:
+    """Return the rows that are left of each tensor along each dimension that a decision on units cuts."""
+    gone: dict[tuple[str, int], list[Tensor]] = {}
+    for group in groups:
+        for part in group.slices if group.name in decision else ():
+            assert part.dim is not None  # only groups of units come here
+            gone.setdefault((part.tensor, part.dim), []).append(part.index[~decision[group.name]].flatten())
+    kept: dict[str, dict[int, Tensor]] = {}
+    for (name, dim), rows in gone.items():
+        left = torch.ones(tensors[name].shape[dim], dtype=torch.bool).index_fill_(0, torch.cat(rows), False)
+        kept.setdefault(name, {})[dim] = left.nonzero().flatten()
+    return kept
+
+
 def zeroed(state: State, groups: Sequence[Group], decision: Decision) -> dict[str, Tensor]:
     """Return the tensors at full size with everything that the decision gives up set to zero."""
     tensors = dict(state.tensors)
@@ -113,8 +138,7 @@ def compose(traced: Trace, state: State, name: str, *, ties: Sequence[Tie], obse
     observations, the reader becomes W₂ diag(s) W₁ and W₂(s∘b₁ + c) + b₂. What is tied to the reader's inputs without
     being a copy of it, such as gSDE's noise, takes for each new input the mean over those that are gone.
     """
-    layer = next(entry for entry in traced.layers if entry.name == name)
-    reader = next(entry for entry in traced.layers if entry.reads == layer.makes)
+    layer, reader = pair(traced, name)
     tensors, moments, held = dict(state.tensors), dict(state.moments), dict(state.masks)
     for names in replicas(state, ties):
         own = {n: state.tensors[names.get(n, n)] for n in traced.parameters}
@@ -162,9 +186,10 @@ def fold_dead(traced: Trace, state: State, *, ties: Sequence[Tie], observations:
         if all(bool(keep.all()) for keep in decision.values()):
             return state
         before = {n: state.tensors[n] for n in traced.parameters}
-        folded = _fold_constants(traced, state, decision, ties, observations)
+        folded = _fold_constants(traced, state, groups, decision, ties, observations)
         state = cut(folded, groups, decision, ties)
-        _compare(traced, before, state.tensors, observations)
+        with torch.no_grad():
+            _compare(forward(traced, before, observations), forward(traced, state.tensors, observations))
 
 
 def replicas(state: State, ties: Sequence[Tie]) -> list[dict[str, str]]:
@@ -221,28 +246,46 @@ def _mask_weights(state: State, groups: Sequence[Group], decision: Decision, tie
 
 
 def _dead(traced: Trace, state: State, group: Group) -> Tensor:
-    makers = [layer for layer in traced.layers if layer.makes == group.name]
-    readers = [layer for layer in traced.layers if layer.reads == group.name]
-    silent = torch.stack([(matrix(layer, state.tensors) == 0).all(dim=1) for layer in makers]).all(dim=0)
-    unread = torch.stack([(matrix(layer, state.tensors) == 0).all(dim=0) for layer in readers]).all(dim=0)
-    if any(layer.bias is None for layer in readers):
-        silent = torch.zeros_like(silent)
-    return silent | unread
+    """Return which units are constant or unread, as far as linear layers alone make and read them."""
+    layers = {layer.weight: layer for layer in traced.layers if layer.kind == "linear" and not layer.derived}
+    biases = {layer.bias for layer in layers.values()}
+    none = torch.zeros(group.units, dtype=torch.bool)
+    if group.name in traced.normalised or any(s.tensor not in layers and s.tensor not in biases for s in group.slices):
+        return none
+    silent, unread, readers = ~none, ~none, False
+    for part in group.slices:
+        layer = layers.get(part.tensor)
+        if layer is None:
+            continue
+        weight = matrix(layer, state.tensors) == 0
+        if part.dim == (0 if layer.transposed else 1):
+            readers, unread = True, unread & weight.all(dim=0)[part.index].all(dim=1)
+            silent &= torch.tensor(layer.bias is not None)
+        else:
+            silent &= weight.all(dim=1)[part.index].all(dim=1)
+    return silent | unread if readers else none
 
 
 def _fold_constants(
-    traced: Trace, state: State, decision: Decision, ties: Sequence[Tie], observations: Tensor
+    traced: Trace,
+    state: State,
+    groups: Sequence[Group],
+    decision: Decision,
+    ties: Sequence[Tie],
+    observations: Tensor,
 ) -> State:
     tensors = dict(state.tensors)
+    gone = {(s.tensor, s.dim): s.index[~decision[g.name]].flatten() for g in groups for s in g.slices}
     for names in replicas(state, ties):
         own = {n: state.tensors[names.get(n, n)] for n in traced.parameters}
         seen = activity(traced, own, observations)
         for reader in traced.layers:
-            if reader.reads is None or reader.bias is None:
+            rows = gone.get((reader.weight, 0 if reader.transposed else 1))
+            if rows is None or not len(rows) or reader.bias is None:
                 continue
-            constant = seen.inputs[reader.name][0] * ~decision[reader.reads]
             bias = names.get(reader.bias, reader.bias)
-            tensors[bias] = tensors[bias] + matrix(reader, own) @ constant
+            constant = features(reader, seen.inputs[reader.name])[0, rows]
+            tensors[bias] = tensors[bias] + matrix(reader, own)[:, rows] @ constant
     return replace(state, tensors=tensors)
 
 
@@ -255,9 +298,7 @@ def _line(pre: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
     return slope, post.mean(dim=0) - slope * pre.mean(dim=0)
 
 
-def _compare(traced: Trace, masked: Mapping[str, Tensor], smaller: Mapping[str, Tensor], observations: Tensor) -> None:
-    with torch.no_grad():
-        expected, got = forward(traced, masked, observations), forward(traced, smaller, observations)
+def _compare(expected: Tensor, got: Tensor) -> None:
     worst = float((expected - got).abs().max())
     allowed = TOLERANCE * (1.0 + float(expected.abs().max()))
     if not worst <= allowed:
@@ -265,6 +306,19 @@ def _compare(traced: Trace, masked: Mapping[str, Tensor], smaller: Mapping[str, 
             f"The smaller network differs from the masked original by {worst:.3g} on visited states (at most "
             f"{allowed:.3g} is rounding). Nothing was changed; please report the network's architecture."
         )
+
+
+def pair(traced: Trace, name: str) -> tuple[Layer, Layer]:
+    """Return a hidden layer that can be dropped, and the one that reads it.
+
+    Raises:
+        RemovalError: It cannot be dropped.
+    """
+    layer = next(entry for entry in traced.layers if entry.name == name)
+    reader = reader_of(traced, layer)
+    if reader is None:
+        raise RemovalError(f"Layer {name!r} cannot be dropped: what it makes is not read by one linear layer alone.")
+    return layer, reader
 
 
 def layer_order(before: Trace, dropped: Sequence[str]) -> tuple[Layer, ...]:
@@ -275,8 +329,7 @@ def layer_order(before: Trace, dropped: Sequence[str]) -> tuple[Layer, ...]:
 def unexplained(traced: Trace, tensors: Mapping[str, Tensor], name: str, observations: Tensor) -> float:
     """Return how badly layer ``name`` can be replaced by a line: the share of its reader's variance that a linear
     map of the layer's inputs leaves unexplained. 0: it can be dropped without a trace."""
-    layer = next(entry for entry in traced.layers if entry.name == name)
-    reader = next(entry for entry in traced.layers if entry.reads == layer.makes)
+    layer, reader = pair(traced, name)
     seen = activity(traced, tensors, observations)
     inputs = torch.nn.functional.pad(seen.inputs[layer.name].double(), (0, 1), value=1.0)
     wanted = seen.outputs[reader.name].double()

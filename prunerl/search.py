@@ -13,9 +13,9 @@ import torch
 from prunerl import decide, schedules
 from prunerl.attempt import Candidate, Decide, Task, masked_parameters
 from prunerl.cost import size
-from prunerl.remove import unexplained
+from prunerl.remove import pair, unexplained
 from prunerl.schedules import Adaptive, failed, finished, passed, propose
-from prunerl.trace import Layer, layer_groups, matrix, unit_groups
+from prunerl.trace import layer_groups, matrix, unit_groups
 from prunerl.types import Decision, Group, Round, Scores, Structure
 
 STRUCTURES = ("auto", "units", "weights", "layers")
@@ -162,7 +162,7 @@ def _shrink(
 def _drop_layers(task: Task, current: Candidate, step: Step, *, keep: int, least: int) -> Candidate:
     """Drop hidden layers, the most nearly linear first, while the verdict stays good and parameters are saved."""
     while True:
-        options = layer_groups(current.traced)
+        options = layer_groups(current.traced, current.agent.stacks)
         if len(options) <= keep:
             return current
         now = masked_parameters(current)
@@ -208,16 +208,11 @@ def _to_parameters(target: int) -> Decide:
 
 
 def _saved_by_dropping(current: Candidate, name: str) -> int:
-    layer, reader = _pair(current, name)
+    layer, reader = pair(current.traced, name)
     tensors = current.agent.state.tensors
     first, second = matrix(layer, tensors), matrix(reader, tensors)
     bias = 0 if layer.bias is None else tensors[layer.bias].numel()
     return first.numel() + bias + second.numel() - second.shape[0] * first.shape[1]
-
-
-def _pair(current: Candidate, name: str) -> tuple[Layer, Layer]:
-    layer = next(entry for entry in current.traced.layers if entry.name == name)
-    return layer, next(entry for entry in current.traced.layers if entry.reads == layer.makes)
 
 
 def _fewest(current: Candidate, structure: Structure) -> int:

@@ -1,50 +1,53 @@
 """Trace a policy network with ``torch.export`` and find the units that live or die together.
 
-The trace works on parameters, not on modules: each ATen operator has one rule below that says which dimension of
-which parameter makes a unit and which one reads it. A trace holds no widths, so it stays valid while units are
+The trace works on parameters, not on modules: ``prunerl.operators`` has one rule for each ATen operator, which says
+which entries of which parameters belong together. The graph holds no widths, so a trace stays valid while units are
 removed; it is made anew when a layer is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from prunerl import graph
+from prunerl.analysis import Analysis, analyse
 from prunerl.errors import TraceError
-from prunerl.types import Group, Slice, State, Structure
+from prunerl.types import Decision, Group, Slice, State, Structure
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An affine map ``y = x Wᵀ + b`` of the traced graph.
+    """An affine map of the traced graph: linear, convolution, or one matrix of a recurrent layer.
 
     Attributes:
-        name: Name of the weight without its last part, such as ``q_net.q_net.0``.
-        node: Name of the graph node.
+        name: Name of the weight without its last part, such as ``q_net.q_net.0``; of a recurrent layer the whole name.
+        nodes: Names of the graph nodes that apply it, one for each use.
+        kind: ``linear``, ``conv``, ``transposed_conv`` or ``recurrent``.
+        seen: Its inputs and outputs are values of the graph, not inside of an operator.
         weight, bias: Parameter names.
         transposed: The weight is stored as (inputs, outputs).
-        reads, makes: Name of the group of units that it reads and makes; None for the network's input and output.
+        derived: The weight that is applied is computed from ``weight`` and others, as by weight norm.
+        reads, makes: Names of the groups of units that it reads and makes; empty where those are never cut.
+        positions: How often one decision applies it, such as once for each pixel of a convolution's output.
     """
 
     name: str
-    node: str
+    nodes: tuple[str, ...]
+    kind: str
+    seen: bool
     weight: str
     bias: str | None
     transposed: bool
-    reads: str | None
-    makes: str | None
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """A group without its widths: the (tensor, dimension) pairs that its units own."""
-
-    name: str
-    owns: tuple[tuple[str, int], ...]
+    derived: bool
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    positions: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,53 +58,84 @@ class Trace:
         module: The graph; call it through :func:`forward`.
         placeholders: Name of the tensor that each graph input takes; None for the observation.
         constants: Tensors that are part of the graph.
+        trainable: Names of the parameters; other tensors are buffers.
         layers: The affine maps in order of computation.
-        couplings: The groups of units that may be removed.
-        kept_whole: Name → reason, for what will not be pruned.
+        output: Name of the layer whose output is the network's, if it is one alone.
+        kept_whole: Name of a layer → reason, for what will not be pruned.
+        couplings: Name of a group → the (tensor, dimension) pairs that its units own.
+        normalised: Names of groups that a LayerNorm runs over: without a unit it has other statistics.
+        example: The observations that the network was traced on.
     """
 
     module: fx.GraphModule
     placeholders: tuple[str | None, ...]
     constants: Mapping[str, Tensor]
+    trainable: frozenset[str]
     layers: tuple[Layer, ...]
-    couplings: tuple[Coupling, ...]
+    output: str | None
     kept_whole: Mapping[str, str]
+    couplings: Mapping[str, tuple[tuple[str, int], ...]]
+    normalised: frozenset[str]
+    example: Tensor
+    analyses: dict[tuple[Any, ...], Analysis] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the tensors that the network reads, in order, without constants."""
-        return tuple(p for p in self.placeholders if p is not None and p not in self.constants)
+        inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        read = [name for node, name in zip(inputs, self.placeholders, strict=True) if node.users]
+        return tuple(name for name in read if name is not None and name not in self.constants)
 
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """What a forward pass computed: the output, and each layer's input and output, shape (batch, features)."""
+    """What a forward pass computed: the output, and each layer's input and output.
+
+    Features are the last dimension of a linear layer's values and dimension 1 of a convolution's: see
+    :func:`features`. Of a layer that is used several times the uses follow each other in the batch.
+    """
 
     output: Tensor
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
 
 
-def trace(network: nn.Module, observations: Tensor) -> Trace:
+def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) -> Trace:
     """Trace ``network`` on a batch of observations.
 
     Args:
         network: Maps observations, shape (batch, *observation), to the head's input, shape (batch, outputs).
         observations: An example batch; at least two observations.
+        recurrent: The network maps sequences, shape (batch, time, *observation), and so are the observations.
 
     Raises:
-        TraceError: An operator has no rule, or ``torch.export`` cannot read the network.
+        TraceError: ``torch.export`` cannot read the network.
     """
+    dynamic = {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.DYNAMIC} if recurrent else {})}
     try:
-        program = torch.export.export(network, (observations,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        program = torch.export.export(network, (observations,), dynamic_shapes=(dynamic,))
     except Exception as error:  # torch.export raises many types; all mean that the network is not a plain graph
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(
             f"torch.export cannot read {type(network).__name__}: {first}. "
             "Make its forward free of Python control flow on tensor values."
         ) from error
-    names, constants = _placeholders(program)
-    return _Rules(program.graph_module, names, constants).run()
+    names, constants, trainable = _placeholders(program)
+    module = graph.without_widths(program.graph_module)
+    example = observations.detach().clone()
+    bare = Trace(module, names, constants, trainable, (), None, {}, {}, frozenset(), example)
+    tensors = {n: t.detach() for n, t in network.state_dict(keep_vars=True).items()}
+    found = _analysed(bare, tensors)
+    layers = _layers(found, steps=example.shape[1] if recurrent else 1)
+    results = next(n for n in module.graph.nodes if n.op == "output").all_input_nodes
+    return replace(
+        bare,
+        layers=layers,
+        output=next((e.name for e in layers if e.kind == "linear" and {n.name for n in results} == set(e.nodes)), None),
+        kept_whole=dict(found.kept),
+        couplings={g.name: tuple((p.tensor, p.dim or 0) for p in g.slices) for g in found.groups},
+        normalised=frozenset(name for places in found.normalised.values() for name in places),
+    )
 
 
 def forward(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> Tensor:
@@ -116,44 +150,92 @@ def activity(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor)
     recorder = _Recorder(traced)
     result = recorder.run(*_arguments(traced, tensors, observations))
     output = result[0] if isinstance(result, (tuple, list)) else result
-    return Activity(output, recorder.inputs, recorder.outputs)
+    inputs = {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in recorder.inputs.items()}
+    outputs = {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in recorder.outputs.items()}
+    return Activity(output, inputs, outputs)
+
+
+def masked_forward(
+    traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor, groups: Sequence[Group], decision: Decision
+) -> Tensor:
+    """Compute the output of the network at full size, as if nothing read the units that a decision gives up.
+
+    Whatever sums over units takes zeros in their place. A LayerNorm takes its statistics over the units that are kept:
+    that is the one place where removing a unit is not the same as setting it to zero.
+    """
+    found = _analysed(traced, tensors)
+    removed: dict[tuple[str, int], Tensor] = {}
+    for group in (g for g in groups if g.name in decision):
+        for part in group.slices:
+            if part.dim is not None and (part.tensor, part.dim) in found.contracted:
+                rows = part.index[~decision[group.name]].flatten()
+                removed[part.tensor, part.dim] = torch.cat([removed.get((part.tensor, part.dim), rows[:0]), rows])
+    layers = {layer.weight: layer for layer in traced.layers if layer.kind != "recurrent" and not layer.derived}
+    own = dict(tensors)
+    silent: dict[str, Tensor] = {}
+    for (name, dim), rows in removed.items():
+        layer = layers.get(name)
+        if layer is None or dim != (0 if layer.transposed else 1):
+            own[name] = own[name].index_fill(dim, rows, 0.0)
+        else:
+            keep = torch.ones(tensors[name].shape[dim], dtype=tensors[name].dtype).index_fill_(0, rows, 0.0)
+            shape = (-1,) if layer.kind == "linear" else (-1, *[1] * (tensors[name].dim() - 2))
+            silent |= dict.fromkeys(layer.nodes, keep.view(shape))
+    gone = {n: _gone(places, decision) for n, places in found.normalised.items()}
+    result = _Masker(traced, silent, {node: places for node, places in gone.items() if len(places)}).run(
+        *_arguments(traced, own, observations)
+    )
+    output: Tensor = result[0] if isinstance(result, (tuple, list)) else result
+    return output
 
 
 def unit_groups(traced: Trace, tensors: Mapping[str, Tensor]) -> tuple[Group, ...]:
-    """Return the groups of units at the widths that ``tensors`` have now."""
-    groups = []
-    for coupling in traced.couplings:
-        units = {tensors[t].shape[d] for t, d in coupling.owns}
-        if len(units) != 1:
-            shapes = ", ".join(f"{t} {tuple(tensors[t].shape)}" for t, _ in coupling.owns)
-            raise TraceError(f"Group {coupling.name!r} has unequal widths: {shapes}. Trace the network again.")
-        index = torch.arange(units.pop()).unsqueeze(1)
-        slices = tuple(Slice(t, d, index) for t, d in coupling.owns)
-        groups.append(Group(coupling.name, len(index), slices))
-    return tuple(groups)
+    """Return the groups of units at the widths that ``tensors`` have now.
+
+    Raises:
+        TraceError: The tensors' widths do not fit each other.
+    """
+    return _analysed(traced, tensors).groups
 
 
 def weight_groups(traced: Trace, state: State) -> tuple[Group, ...]:
     """Return one group a weight matrix, in which every entry is a unit of its own. Biases are kept."""
     groups = []
-    for layer in traced.layers:
-        index = torch.arange(state.tensors[layer.weight].numel()).unsqueeze(1)
-        groups.append(Group(layer.weight, len(index), (Slice(layer.weight, None, index),), "weights"))
+    for name in dict.fromkeys(layer.weight for layer in traced.layers):
+        index = torch.arange(state.tensors[name].numel()).unsqueeze(1)
+        groups.append(Group(name, len(index), (Slice(name, None, index),), "weights"))
     return tuple(groups)
 
 
-def layer_groups(traced: Trace) -> tuple[Group, ...]:
+def layer_groups(traced: Trace, stacks: Sequence[str] | None = None) -> tuple[Group, ...]:
     """Return one group of a single unit for each hidden layer that can be dropped as a whole.
 
-    A layer can be dropped when it alone makes its units and one other layer alone reads them.
+    A linear layer can be dropped when it alone makes its units, one other linear layer alone reads them, and nothing
+    between them has parameters.
+
+    Args:
+        traced: The network.
+        stacks: Prefixes of the layers that the agent can be rebuilt without; None for all.
     """
     groups = []
     for layer in traced.layers:
-        readers = [other for other in traced.layers if other.reads == layer.makes]
-        makers = [other for other in traced.layers if other.makes == layer.makes]
-        if layer.makes is not None and len(readers) == len(makers) == 1:
+        allowed = stacks is None or any(layer.name.startswith(prefix) for prefix in stacks)
+        if allowed and reader_of(traced, layer) is not None:
             groups.append(Group(layer.name, 1, (), "layers"))
     return tuple(groups)
+
+
+def reader_of(traced: Trace, layer: Layer) -> Layer | None:
+    """Return the layer that alone reads what ``layer`` alone makes, if there is one."""
+    readers = [other for other in traced.layers if set(other.reads) & set(layer.makes)]
+    makers = [other for other in traced.layers if set(other.makes) & set(layer.makes)]
+    plain = [entry for entry in (*readers, *makers) if entry.kind == "linear" and len(entry.nodes) == 1]
+    if len(readers) != 1 or len(makers) != 1 or len(plain) != 2 or len(layer.makes) != 1:
+        return None
+    alone = readers[0].reads == layer.makes and not (layer.derived or readers[0].derived)
+    own = [n for n in (layer.weight, layer.bias, readers[0].weight) if n is not None]
+    owned = [tensor for tensor, _ in traced.couplings[layer.makes[0]]]
+    return readers[0] if alone and sorted(owned) == sorted(own) else None
 
 
 def groups(traced: Trace, state: State, structure: Structure) -> tuple[Group, ...]:
@@ -164,9 +246,15 @@ def groups(traced: Trace, state: State, structure: Structure) -> tuple[Group, ..
 
 
 def matrix(layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return a layer's weight as (outputs, inputs), whatever way it is stored."""
+    """Return a layer's weight as (outputs, inputs, *kernel), whatever way it is stored."""
     weight = tensors[layer.weight]
-    return weight.T if layer.transposed else weight
+    return weight.transpose(0, 1) if layer.transposed else weight
+
+
+def features(layer: Layer, values: Tensor) -> Tensor:
+    """Return a layer's inputs or outputs as (samples, features), each place of a convolution a sample."""
+    last = values.movedim(-(values.dim() - 1), -1) if "conv" in layer.kind else values
+    return last.flatten(0, -2)
 
 
 def _arguments(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> list[Tensor]:
@@ -174,14 +262,63 @@ def _arguments(traced: Trace, tensors: Mapping[str, Tensor], observations: Tenso
     return [observations if name is None else known[name] for name in traced.placeholders]
 
 
-def _placeholders(program: torch.export.ExportedProgram) -> tuple[tuple[str | None, ...], dict[str, Tensor]]:
+def _placeholders(
+    program: torch.export.ExportedProgram,
+) -> tuple[tuple[str | None, ...], dict[str, Tensor], frozenset[str]]:
     names: list[str | None] = []
     constants: dict[str, Tensor] = {}
+    trainable = set()
     for spec in program.graph_signature.input_specs:
         names.append(spec.target if spec.kind.name != "USER_INPUT" else None)
-        if spec.kind.name == "CONSTANT_TENSOR" and spec.target is not None:
+        lifted = spec.kind.name == "CONSTANT_TENSOR" or (spec.kind.name == "BUFFER" and not spec.persistent)
+        if lifted and spec.target is not None:
             constants[spec.target] = program.constants[spec.target]
-    return tuple(names), constants
+        if spec.kind.name == "PARAMETER" and spec.target is not None:
+            trainable.add(spec.target)
+    return tuple(names), constants, frozenset(trainable)
+
+
+def _analysed(traced: Trace, tensors: Mapping[str, Tensor]) -> Analysis:
+    """Return what the labels say at these widths, from memory where they were seen before."""
+    key = tuple(tuple(tensors[name].shape) for name in traced.parameters)
+    if key not in traced.analyses:
+        try:
+            found = analyse(traced.module, traced.placeholders, _arguments(traced, tensors, traced.example))
+        except RuntimeError as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise TraceError(f"The tensors' widths do not fit each other: {first}. Trace the network again.") from error
+        traced.analyses[key] = found
+    return traced.analyses[key]
+
+
+def _layers(found: Analysis, *, steps: int) -> tuple[Layer, ...]:
+    """Merge the uses of each weight into layers, and say what each reads and makes."""
+    owners: dict[tuple[str, int], list[str]] = {}
+    for group in found.groups:
+        for part in group.slices:
+            owners.setdefault((part.tensor, part.dim or 0), []).append(group.name)
+    layers: dict[str, Layer] = {}
+    for use in found.uses:
+        if use.weight in layers:
+            known = layers[use.weight]
+            nodes, positions = (*known.nodes, use.node), known.positions + use.positions
+            layers[use.weight] = replace(known, nodes=nodes, positions=positions)
+            continue
+        inner, outer = (0, 1) if use.transposed else (1, 0)
+        layers[use.weight] = Layer(
+            name=use.weight if use.kind == "recurrent" else use.weight.rpartition(".")[0] or use.weight,
+            nodes=(use.node,),
+            kind=use.kind,
+            seen=use.source != "",
+            weight=use.weight,
+            bias=use.bias,
+            transposed=use.transposed,
+            derived=use.derived,
+            reads=tuple(owners.get((use.weight, inner), ())),
+            makes=tuple(owners.get((use.weight, outer), ())),
+            positions=max(1, use.positions),
+        )
+    return tuple(replace(e, positions=max(1, e.positions // steps)) for e in layers.values())
 
 
 class _Recorder(fx.Interpreter):
@@ -189,150 +326,50 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, traced: Trace) -> None:
         super().__init__(traced.module)
-        self.layers = {layer.node: layer.name for layer in traced.layers}
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
+        self.layers = {node: layer for layer in traced.layers if layer.seen for node in layer.nodes}
+        self.inputs: dict[str, list[Tensor]] = {}
+        self.outputs: dict[str, list[Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.name in self.layers:
-            source = n.args[0]
+        layer = self.layers.get(n.name)
+        if layer is not None:
+            source = n.args[1] if n.target is torch.ops.aten.addmm.default else n.args[0]
             assert isinstance(source, fx.Node)  # the rule that made the layer saw a node here
-            self.inputs[self.layers[n.name]] = self.env[source]
-            self.outputs[self.layers[n.name]] = result
+            self.inputs.setdefault(layer.name, []).append(self.env[source])
+            if layer.kind != "recurrent":
+                self.outputs.setdefault(layer.name, []).append(result)
         return result
 
 
-ELEMENTWISE = frozenset(
-    "relu relu_ relu6 tanh tanh_ sigmoid sigmoid_ elu elu_ leaky_relu leaky_relu_ silu silu_ gelu softplus mish "
-    "selu selu_ hardtanh hardtanh_ hardsigmoid hardswish celu logsigmoid softsign clamp clamp_min clamp_max abs "
-    "exp square neg clone contiguous detach alias to _to_copy dropout rsub pow".split()
-)
-"""Operators that compute each entry of their output from the same entry of their first argument."""
-
-BINARY = frozenset("add add_ sub sub_ mul mul_ div div_ maximum minimum".split())
+def _gone(places: Mapping[str, Tensor], decision: Decision) -> Tensor:
+    """Return the places of a LayerNorm whose units a decision gives up."""
+    found = [pairs[~decision[name][pairs[:, 1]], 0] for name, pairs in places.items() if name in decision]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
 
 
-class _Rules:
-    """Walk the graph once, giving each value the set of units in its last dimension."""
+class _Masker(fx.Interpreter):
+    """Run the graph with some inputs of layers set to zero, and LayerNorm without some places."""
 
-    def __init__(
-        self, module: fx.GraphModule, placeholders: tuple[str | None, ...], constants: Mapping[str, Tensor]
-    ) -> None:
-        self.module = module
-        self.placeholders = placeholders
-        self.constants = constants
-        self.parameter: dict[fx.Node, str] = {}
-        self.units: dict[fx.Node, str] = {}  # absent: made of the observation alone
-        self.parent: dict[str, str] = {}
-        self.owns: dict[str, list[tuple[str, int]]] = {}
-        self.layers: list[tuple[str, str, str, str | None, bool, str | None, str]] = []
-        self.rules: dict[str, Callable[[fx.Node], None]] = {"linear": self._linear, "matmul": self._matmul}
+    def __init__(self, traced: Trace, silent: Mapping[str, Tensor], gone: Mapping[str, Tensor]) -> None:
+        super().__init__(traced.module)
+        self.silent, self.gone = silent, gone
 
-    def run(self) -> Trace:
-        inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
-        for node, name in zip(inputs, self.placeholders, strict=True):
-            if name is not None and name not in self.constants:
-                self.parameter[node] = name
-        outputs: list[fx.Node] = []
-        for node in self.module.graph.nodes:
-            if node.op == "call_function":
-                self._apply(node)
-            elif node.op == "output":
-                outputs = list(node.all_input_nodes)
-        fixed = {self._find(self.units[node]) for node in outputs if node in self.units}
-        return self._trace(fixed)
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self.silent:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            at = 1 if n.target is torch.ops.aten.addmm.default else 0
+            masked = [a * self.silent[n.name] if i == at else a for i, a in enumerate(args)]
+            return self.call_function(n.target, tuple(masked), kwargs)
+        if n.name in self.gone:
+            return self._normalised(n, self.gone[n.name])
+        return super().run_node(n)
 
-    def _apply(self, node: fx.Node) -> None:
-        operator = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
-        touched = [n for n in node.all_input_nodes if n in self.units or n in self.parameter]
-        if operator in self.rules:
-            self.rules[operator](node)
-        elif not touched:
-            return
-        elif operator in ELEMENTWISE and touched == [node.args[0]] and node.args[0] in self.units:
-            self.units[node] = self.units[touched[0]]
-        elif operator in BINARY:
-            self._binary(node, touched)
-        else:
-            raise self._refusal(node)
-
-    def _linear(self, node: fx.Node) -> None:
-        source, weight, *bias = node.args
-        self._affine(node, source, weight, bias[0] if bias else None, transposed=False)
-
-    def _matmul(self, node: fx.Node) -> None:
-        self._affine(node, node.args[0], node.args[1], None, transposed=True)
-
-    def _affine(self, node: fx.Node, source: Any, weight: Any, bias: Any, *, transposed: bool) -> None:
-        known_bias = bias is None or bias in self.parameter
-        if weight not in self.parameter or source in self.parameter or not known_bias:
-            raise self._refusal(node)
-        name = self.parameter[weight]
-        reads = self.units.get(source)
-        if reads is not None:
-            self.owns[self._find(reads)].append((name, 0 if transposed else 1))
-        made = name.rpartition(".")[0] or name
-        if made in self.owns or made in self.parent:
-            raise TraceError(
-                f"Layer {made!r} is used twice in one pass, which has no rule. Give each use its own layer."
-            )
-        self.owns[made] = [(name, 1 if transposed else 0)]
-        self.parent[made] = made
-        bias_name = None if bias is None else self.parameter[bias]
-        if bias_name is not None:
-            self.owns[made].append((bias_name, 0))
-        self.units[node] = made
-        self.layers.append((made, node.name, name, bias_name, transposed, reads, made))
-
-    def _binary(self, node: fx.Node, touched: list[fx.Node]) -> None:
-        vectors = [n for n in touched if n in self.parameter]
-        labelled = [n for n in touched if n in self.units]
-        others = [n for n in node.all_input_nodes if n not in touched]
-        if not labelled or others or any(_shape(n)[:-1] not in ((), (1,)) for n in vectors):
-            raise self._refusal(node)
-        first = self._find(self.units[labelled[0]])
-        for other in labelled[1:]:
-            self._join(first, self._find(self.units[other]))
-        for vector in vectors:
-            pair = (self.parameter[vector], len(_shape(vector)) - 1)
-            spans = bool(_shape(vector)) and (_shape(vector)[-1] > 1 or _shape(labelled[0])[-1] == 1)
-            if spans and pair not in self.owns[first]:
-                self.owns[first].append(pair)
-        self.units[node] = first
-
-    def _find(self, name: str) -> str:
-        while self.parent[name] != name:
-            name = self.parent[name]
-        return name
-
-    def _join(self, first: str, second: str) -> None:
-        if first != second:
-            self.parent[second] = first
-            self.owns[first].extend(self.owns.pop(second))
-
-    def _refusal(self, node: fx.Node) -> TraceError:
-        stack = node.meta.get("nn_module_stack") or {}
-        where = next((path for path, _ in reversed(list(stack.values())) if path), "") or "the network itself"
-        return TraceError(
-            f"Operator {node.target} in layer {where!r} has no rule, so what depends on its units is not known. "
-            "Prune another network, or replace that layer by linear layers and elementwise activations."
-        )
-
-    def _trace(self, fixed: set[str]) -> Trace:
-        def final(name: str | None) -> str | None:
-            found = None if name is None else self._find(name)
-            return None if found in fixed else found
-
-        layers = tuple(
-            Layer(name, node, weight, bias, transposed, final(reads), final(makes))
-            for name, node, weight, bias, transposed, reads, makes in self.layers
-        )
-        couplings = tuple(Coupling(n, tuple(own)) for n, own in self.owns.items() if n not in fixed)
-        kept = {name: "its units are the network's output (actions)" for name in sorted(fixed)}
-        return Trace(self.module, self.placeholders, self.constants, layers, couplings, kept)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
+    def _normalised(self, n: fx.Node, gone: Tensor) -> Tensor:
+        (x, dims, *rest), _ = self.fetch_args_kwargs_from_env(n)
+        keep = torch.ones(x.shape[-1], dtype=torch.bool).index_fill_(0, gone, False)
+        vectors = [v[keep] if isinstance(v, Tensor) else v for v in rest]
+        inner = self.call_function(n.target, (x[..., keep], dims, *vectors), {})
+        full: Tensor = torch.zeros_like(x)
+        full[..., keep] = inner
+        return full

@@ -91,7 +91,7 @@ def distill(
     (AggreVaTe) for the regret; Smith 2018 (one-cycle).
     """
     standard = _standard(traced, students[0], lessons.observations)
-    names = [n for n in traced.parameters if students[0][n].is_floating_point()]
+    names = [n for n in traced.parameters if n in traced.trainable and students[0][n].is_floating_point()]
     stacked = {n: torch.stack([_standardised(traced, s, n, standard) for s in students]) for n in names}
     fixed = {n: t for n, t in students[0].items() if n not in stacked}
     trained = {n: t.clone().requires_grad_() for n, t in stacked.items()}
@@ -196,9 +196,9 @@ def _standard(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor
     if not observations.is_floating_point() or observations.dim() != 2:
         return None
     seen = activity(traced, tensors, observations[:2]).inputs
-    first = [layer for layer in traced.layers if layer.reads is None]
-    direct = all(torch.equal(seen[layer.name], observations[:2]) for layer in first)
-    if not direct or any(layer.bias is None for layer in first):
+    first = [layer for layer in traced.layers if not layer.reads]
+    direct = all(layer.name in seen and torch.equal(seen[layer.name], observations[:2]) for layer in first)
+    if not first or not direct or any(layer.derived for layer in first) or any(layer.bias is None for layer in first):
         return None
     return _Standard(observations.mean(dim=0), observations.std(dim=0).clamp_min(1e-6))
 
@@ -206,7 +206,7 @@ def _standard(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor
 def _standardised(traced: Trace, tensors: Mapping[str, Tensor], name: str, standard: _Standard | None) -> Tensor:
     """Return a tensor as it must be for standardised inputs: W diag(σ), and b + W μ."""
     for layer in traced.layers if standard is not None else ():
-        if layer.reads is None and name in (layer.weight, layer.bias):
+        if not layer.reads and name in (layer.weight, layer.bias):
             assert standard is not None  # the loop is empty otherwise
             weight = matrix(layer, tensors)
             if name == layer.bias:
@@ -219,7 +219,7 @@ def _restored(traced: Trace, own: Mapping[str, Tensor], standard: _Standard | No
     """Undo :func:`_standardised`."""
     result = dict(own)
     for layer in traced.layers if standard is not None else ():
-        if layer.reads is None and layer.bias is not None:
+        if not layer.reads and layer.bias is not None:
             assert standard is not None  # the loop is empty otherwise
             weight = matrix(layer, own) / standard.deviation
             result[layer.weight] = _as_stored(layer, weight)

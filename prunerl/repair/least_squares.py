@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from prunerl.trace import Layer, Trace, activity, matrix
+from prunerl.trace import Layer, Trace, activity, features, matrix
 from prunerl.types import Masks
 
 RIDGE = 1e-6
@@ -37,10 +37,10 @@ def least_squares(
     refitted: dict[str, Tensor] = {}
     with torch.no_grad():
         for layer, target in zip(traced.layers, targets, strict=True):
-            if target is None or layer.bias is None:
+            if target is None or layer.bias is None or layer.derived or layer.kind != "linear":
                 continue
-            inputs = activity(traced, {**tensors, **refitted}, observations).inputs[layer.name]
-            weight, bias = _solve(inputs.double(), target.double(), _mask(layer, masks))
+            inputs = features(layer, activity(traced, {**tensors, **refitted}, observations).inputs[layer.name])
+            weight, bias = _solve(inputs.double(), features(layer, target).double(), _mask(layer, masks))
             stored = weight.T.contiguous() if layer.transposed else weight
             if bool(stored.isfinite().all() and bias.isfinite().all()):
                 refitted[layer.weight] = stored.to(tensors[layer.weight].dtype)
