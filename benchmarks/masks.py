@@ -83,7 +83,7 @@ def main() -> None:
     """Measure what is missing and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
-    parser.add_argument("--repetitions", type=int, default=150, help="of each algorithm")
+    parser.add_argument("--repetitions", type=int, default=80, help="of each algorithm")
     parser.add_argument("--length", type=float, default=1.0, help="factor of the steps of one repetition")
     parser.add_argument("--out", type=Path, default=Path("runs/masks.jsonl"), help="file of finished measurements")
     given = parser.parse_args()
