@@ -32,11 +32,11 @@ def variables(node: Node) -> tuple[str, ...]:
     return ()
 
 
-def build(node: Node, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Build a layer.
+def check(node: Node) -> None:
+    """Check that a layer's class is known and called as it should be.
 
     Raises:
-        LoadError: Its class or its configuration has no counterpart.
+        LoadError: It is not.
     """
     if node.kind not in BUILDERS:
         kinds = ", ".join(sorted(kind for kind in BUILDERS if "." not in kind))
@@ -46,6 +46,14 @@ def build(node: Node, tensors: Mapping[str, Tensor]) -> nn.Module:
         raise layers.refusal(node, f"is called with {got} inputs")
     if expected == 1 and not isinstance(node.inputs[0], str):
         raise layers.refusal(node, "is called with a number")
+
+
+def build(node: Node, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Build a layer.
+
+    Raises:
+        LoadError: Its configuration has no counterpart.
+    """
     return BUILDERS[node.kind](node, tensors)
 
 

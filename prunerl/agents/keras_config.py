@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from prunerl.agents import keras_builders as builders
 from prunerl.agents import keras_layers as layers
 from prunerl.agents.keras_graph import Graph, attribute
 from prunerl.agents.keras_layers import Node
@@ -28,6 +29,8 @@ def parse(config: Mapping[str, Any]) -> Graph:
     body = config["config"]
     entries = body["layers"]
     graph = _sequential(body, entries) if kind == "Sequential" else _functional(body, entries)
+    for node in graph.nodes:
+        builders.check(node)
     names = Counter([attribute(graph.input), *(attribute(node.name) for node in graph.nodes)])
     name, times = names.most_common(1)[0]
     if times > 1:

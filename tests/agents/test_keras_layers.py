@@ -37,21 +37,21 @@ def dueling(x: Any) -> Any:
 
 
 VECTOR: dict[str, Made] = {
-    "dense": lambda x: L.Dense(5, activation="relu")(x),
-    "dense without bias": lambda x: L.Dense(5, use_bias=False)(x),
+    "dense": L.Dense(5, activation="relu"),
+    "dense without bias": L.Dense(5, use_bias=False),
     "batch normalization": lambda x: L.BatchNormalization()(L.Dense(5)(x)),
-    "batch normalization, bare": lambda x: L.BatchNormalization(scale=False, center=False, epsilon=0.1)(x),
+    "batch normalization, bare": L.BatchNormalization(scale=False, center=False, epsilon=0.1),
     "layer normalization": lambda x: L.LayerNormalization()(L.Dense(5)(x)),
-    "layer normalization, bare": lambda x: L.LayerNormalization(scale=False, epsilon=0.1)(x),
+    "layer normalization, bare": L.LayerNormalization(scale=False, epsilon=0.1),
     "normalization": adapted,
-    "normalization by numbers": lambda x: L.Normalization(mean=[1.0] * 4, variance=[4.0] * 4)(x),
+    "normalization by numbers": L.Normalization(mean=[1.0] * 4, variance=[4.0] * 4),
     "identities": lambda x: L.Dropout(0.5)(L.GaussianNoise(0.1)(L.Identity()(x))),
-    "activation": lambda x: L.Activation("tanh")(x),
-    "relu": lambda x: L.ReLU(max_value=1.0, negative_slope=0.1)(x),
-    "leaky relu": lambda x: L.LeakyReLU(0.2)(x),
-    "elu": lambda x: L.ELU(0.7)(x),
-    "softmax": lambda x: L.Softmax()(x),
-    "rescaling": lambda x: L.Rescaling(0.5, offset=1.0)(x),
+    "activation": L.Activation("tanh"),
+    "relu": L.ReLU(max_value=1.0, negative_slope=0.1),
+    "leaky relu": L.LeakyReLU(0.2),
+    "elu": L.ELU(0.7),
+    "softmax": L.Softmax(),
+    "rescaling": L.Rescaling(0.5, offset=1.0),
     "reshape": lambda x: L.Flatten()(L.Permute((2, 1))(L.Reshape((2, 2))(x))),
     "merges": lambda x: L.Add()([x, L.Subtract()([x, L.Multiply()([x, L.Maximum()([x, L.Dense(4)(x)])])])]),
     "more merges": lambda x: L.Concatenate()([L.Average()([x, L.Dense(4)(x)]), L.Minimum()([x, L.Dense(4)(x)])]),
@@ -59,10 +59,10 @@ VECTOR: dict[str, Made] = {
     "dueling": dueling,
 }
 IMAGE: dict[str, Made] = {
-    "conv": lambda x: L.Conv2D(4, 3, activation="relu")(x),
-    "conv, same, stride 2": lambda x: L.Conv2D(4, (3, 2), strides=2, padding="same")(x),
-    "conv, dilated": lambda x: L.Conv2D(4, 3, dilation_rate=2, padding="same", use_bias=False)(x),
-    "conv, grouped": lambda x: L.Conv2D(6, 3, groups=3)(x),
+    "conv": L.Conv2D(4, 3, activation="relu"),
+    "conv, same, stride 2": L.Conv2D(4, (3, 2), strides=2, padding="same"),
+    "conv, dilated": L.Conv2D(4, 3, dilation_rate=2, padding="same", use_bias=False),
+    "conv, grouped": L.Conv2D(6, 3, groups=3),
     "conv and flatten": lambda x: L.Dense(5)(L.Flatten()(L.BatchNormalization()(L.Conv2D(4, 3, strides=3)(x)))),
     "conv over sequences": lambda x: L.Conv1D(4, 3, padding="same", strides=2)(L.Reshape((28, 9))(x)),
     "pools": lambda x: L.AveragePooling2D(2)(L.MaxPooling2D((2, 3), strides=1)(x)),
@@ -81,13 +81,24 @@ def randomised(model: Any) -> Any:
     return model
 
 
+def ours(path: Path) -> Network:
+    """Return our network of a saved model."""
+    contents = keras_file.read(path)
+    return Network(contents.graph, contents.tensors).eval()
+
+
+def twice(x: Any) -> Any:
+    layer = L.Dense(4)
+    return layer(layer(x))
+
+
 def round_trip(model: Any, folder: Path) -> tuple[Network, Any]:
     """Return our network of a saved model, and the model that Keras loads from the file that we write."""
     model.save(folder / "model.keras")
     contents = keras_file.read(folder / "model.keras")
     config = keras_surgery.resized(contents, contents.tensors)
     (folder / "again.keras").write_bytes(keras_file.write(replace(contents, config=config)))
-    return Network(contents.graph, contents.tensors).eval(), keras.saving.load_model(folder / "again.keras")
+    return ours(folder / "model.keras"), keras.saving.load_model(folder / "again.keras")
 
 
 @pytest.mark.parametrize(
@@ -98,11 +109,11 @@ def round_trip(model: Any, folder: Path) -> tuple[Network, Any]:
 def test_a_layer_computes_what_keras_computes(shape: tuple[int, ...], made: Made, tmp_path: Path) -> None:
     inputs = keras.Input(shape)
     model = randomised(keras.Model(inputs, made(inputs)))
-    ours, again = round_trip(model, tmp_path)
+    network, again = round_trip(model, tmp_path)
     observations = np.random.default_rng(2).normal(size=(5, *shape)).astype(np.float32)
     expected = model.predict(observations, verbose=0)
     with torch.no_grad():
-        np.testing.assert_allclose(ours(torch.from_numpy(observations)), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(network(torch.from_numpy(observations)), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(again.predict(observations, verbose=0), expected)
 
 
@@ -121,21 +132,20 @@ def test_no_supported_class_is_unknown_to_keras() -> None:
     ("made", "reason"),
     [
         (lambda x: L.LSTM(4)(L.Reshape((2, 2))(x)), "'lstm.*' of class 'LSTM' is not supported"),
-        (lambda x: L.Dense(4, dtype="mixed_float16")(x), "mixed_float16"),
-        (lambda x: L.Dense(4, activation=lambda y: y * 2)(x), "has the activation"),
-        (lambda x: (lambda layer: layer(layer(x)))(L.Dense(4)), "is called 2 times"),
+        (L.Dense(4, dtype="mixed_float16"), "mixed_float16"),
+        (L.Dense(4, activation=lambda y: y * 2), "has the activation"),
+        (twice, "is called 2 times"),
         (lambda x: L.Softmax(axis=1)(L.Reshape((2, 2))(x)), "another axis"),
-        (lambda x: L.PReLU()(x), "PReLU"),
+        (L.PReLU(), "PReLU"),
         (lambda x: keras.ops.sum(x, axis=1, keepdims=True), "ops.Sum"),
-        (lambda x: keras.Sequential([L.Dense(3)])(x), "Sequential"),
+        (keras.Sequential([L.Dense(3)]), "Sequential"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(made: Made, reason: str, tmp_path: Path) -> None:
     inputs = keras.Input((4,))
     keras.Model(inputs, made(inputs)).save(tmp_path / "model.keras")
     with pytest.raises(LoadError, match=reason):
-        contents = keras_file.read(tmp_path / "model.keras")
-        Network(contents.graph, contents.tensors)
+        ours(tmp_path / "model.keras")
 
 
 def test_two_inputs_and_layers_of_ones_own_are_refused(tmp_path: Path) -> None:
@@ -148,6 +158,5 @@ def test_two_inputs_and_layers_of_ones_own_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="2 inputs"):
         keras_file.read(tmp_path / "two.keras")
     keras.Sequential([keras.Input((4,)), Own()]).save(tmp_path / "own.keras")
-    with pytest.raises(LoadError, match=r"class 'test_keras_layers\.Own' is not supported|Own' is not supported"):
-        contents = keras_file.read(tmp_path / "own.keras")
-        Network(contents.graph, contents.tensors)
+    with pytest.raises(LoadError, match=r"Own' is not supported"):
+        ours(tmp_path / "own.keras")
