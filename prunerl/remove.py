@@ -85,7 +85,9 @@ def cut(state: State, groups: Sequence[Group], decision: Decision, ties: Sequenc
     for tie in ties:
         rows_of = selections.get(tie.source, {})
         if tie.source_dim in rows_of:
-            selections.setdefault(tie.target, {})[tie.target_dim] = rows_of[tie.source_dim]
+            source, target = _lengths(state, tie)
+            beyond = torch.arange(source, target)
+            selections.setdefault(tie.target, {})[tie.target_dim] = torch.cat([rows_of[tie.source_dim], beyond])
 
     def select(name: str, tensor: Tensor) -> Tensor:
         for dim, rows in selections.get(name, {}).items():
@@ -101,6 +103,10 @@ def cut(state: State, groups: Sequence[Group], decision: Decision, ties: Sequenc
         {n: select_moments(n, m) for n, m in state.moments.items()},
         {n: select(n, m) for n, m in state.masks.items()},
     )
+
+
+def _lengths(state: State, tie: Tie) -> tuple[int, int]:
+    return state.tensors[tie.source].shape[tie.source_dim], state.tensors[tie.target].shape[tie.target_dim]
 
 
 def kept_rows(
@@ -197,7 +203,7 @@ def replicas(state: State, ties: Sequence[Tie]) -> list[dict[str, str]]:
     copies: dict[str, str] = {}
     for tie in ties:
         same = tie.source_dim == tie.target_dim and state.tensors[tie.source].shape == state.tensors[tie.target].shape
-        if same and tie.source != tie.target:
+        if tie.copies and same and tie.source != tie.target:
             copies[tie.source] = tie.target
     return [{}, copies] if copies else [{}]
 

@@ -59,13 +59,20 @@ class Group:
 class Tie:
     """One dimension of ``target`` that follows one dimension of ``source``.
 
-    Target networks follow the online network, and the exploration noise of gSDE follows the last hidden layer.
+    Target networks follow the online network, and the exploration noise of gSDE follows the last hidden layer. What
+    the target has along its dimension beyond the source's length, such as a critic's actions after the features that
+    it shares, is kept.
+
+    Attributes:
+        copies: The target is a copy of the source, as a target network is: it takes its values after a repair.
+            False: only its shape follows.
     """
 
     source: str
     source_dim: int
     target: str
     target_dim: int
+    copies: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from prunerl.agents.sb3_algorithms import ALGORITHMS, critics, last_layer, layers
+from prunerl.agents.sb3_algorithms import ALGORITHMS, critics, last_layer
 from prunerl.agents.sb3_build import Described, build_policy, model_spaces
 from prunerl.agents.sb3_env import View, features, normalizer
 from prunerl.environments import packed_shape
@@ -37,11 +37,10 @@ class _Acting(nn.Module):
 class _Quantiles(_Acting):
     """A quantile network; its output is the mean over the quantiles of each action."""
 
-    actions: int
+    shape: tuple[int, int]  # quantiles and actions
 
     def forward(self, observations: Tensor) -> Tensor:
-        quantiles = super().forward(observations)
-        return quantiles.view(len(quantiles), -1, self.actions).mean(dim=1)
+        return super().forward(observations).view(-1, *self.shape).mean(dim=1)
 
 
 class _Critic(nn.Module):
@@ -117,7 +116,7 @@ def acting(agent: Described, policy: Any) -> nn.Module:
     if agent.algorithm != "qrdqn":
         return _Acting(view, parts, tuple(parts))
     quantiles = _Quantiles(view, parts, tuple(parts))
-    quantiles.actions = int(policy.action_space.n)
+    quantiles.shape = (policy.n_quantiles, int(policy.action_space.n))
     return quantiles
 
 
@@ -180,14 +179,11 @@ def _noise(agent: Described) -> list[Tie]:
     tensors = agent.state.tensors
     family = ALGORITHMS[agent.algorithm].family
     if family == "stochastic":
-        hidden = layers(tensors, "actor.latent_pi")
-        if not hidden:
-            return []
+        mean = f"{last_layer(agent.algorithm, tensors)}.weight"
         if "actor.log_std" in tensors:  # gSDE
-            return [Tie(f"{last_layer(agent.algorithm, tensors)}.weight", 1, "actor.log_std", 0)]
-        # Named after the layer that makes the units, not the mean's: that one is no copy of the deviation's.
-        return [Tie(f"{hidden[-1]}.bias", 0, "actor.log_std.weight", 1)]
+            return [Tie(mean, 1, "actor.log_std", 0, copies=False)]
+        return [Tie(mean, 1, "actor.log_std.weight", 1, copies=False)]
     log_std = tensors.get("log_std")
     if log_std is not None and log_std.dim() == 2:
-        return [Tie("action_net.weight", 1, "log_std", 0)]
+        return [Tie("action_net.weight", 1, "log_std", 0, copies=False)]
     return []
