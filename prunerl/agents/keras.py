@@ -65,7 +65,7 @@ class KerasAgent:
     @cached_property
     def ties(self) -> tuple[Tie, ...]:
         """Layers of the other outputs follow the shared layers that they read."""
-        return keras_surgery.ties(self.contents.graph, self.reading.deployed(self.contents.graph))
+        return keras_surgery.ties(self.contents.graph, self.contents.graph.upto(self.reading.output))
 
     @property
     def stacks(self) -> tuple[str, ...]:

@@ -100,15 +100,15 @@ def resized(contents: Contents, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     return config
 
 
-def ties(graph: Graph, deployed: Graph) -> tuple[Tie, ...]:
+def ties(graph: Graph, policy: Graph) -> tuple[Tie, ...]:
     """Return what must follow the policy's units in the layers that only other outputs need.
 
     Raises:
         LoadError: Such a layer reads units in a way that cannot be followed.
     """
     nodes = {node.name: node for node in graph.nodes}
-    own = {node.name for node in deployed.nodes}
-    readers = {_origin(nodes, node.inputs[0]): node for node in deployed.nodes if node.kind == "Dense"}
+    own = {node.name for node in policy.nodes}
+    readers = {_origin(nodes, node.inputs[0]): node for node in policy.nodes if node.kind == "Dense"}
     result = []
     for node in graph.nodes:
         origins = {_origin(nodes, i) for i in node.inputs if isinstance(i, str)} & own
