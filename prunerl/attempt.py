@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunerl import criteria, heads
+from prunerl import criteria, heads, visits
 from prunerl.cost import size, stored
 from prunerl.evaluate import Yardstick, judge, seeds
 from prunerl.evidence import VisitedEvidence
@@ -19,8 +19,9 @@ from prunerl.remove import follow, kept_rows, layer_order, remove
 from prunerl.repair.distill import TASTES, Lessons, calibrate, distill, divergences, tastes
 from prunerl.repair.least_squares import least_squares
 from prunerl.rollout import rollout_each
-from prunerl.trace import Trace, activity, features, forward, groups, trace
+from prunerl.trace import Trace, activity, features, forward, groups
 from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure, Verdict
+from prunerl.visits import trace_policy
 
 REPAIRS = ("least_squares", "distill", "finetune")
 STUDENTS = len(TASTES)
@@ -103,7 +104,7 @@ def attempt(
     cuts = _cuts(task, candidate, structure, decide, known, generator)
     agent = candidate.agent.with_state(cuts[0].state)
     depth_changed = structure == "layers"
-    traced = trace(agent.policy.network, known[:3]) if depth_changed else candidate.traced
+    traced = trace_policy(agent.policy, known) if depth_changed else candidate.traced
     work = _Work(task, traced, cuts, agent, generator, index)
     units, decision = cuts[0].units, cuts[0].decision
     stages, states, visited = [], [], candidate.visited
@@ -283,8 +284,8 @@ def distilled(
         chosen = seeds(task.seed, "visit", EPISODES_EACH, offset=offset)
         played = rollout_each(players, task.dense.env, chosen, record=True)
         steps += sum(p.steps for p in played)
-        seen = [heads.prepare(task.dense.policy, p.observations) for p in played]
-        known = torch.cat([known, some(torch.cat(seen), VISITS, generator)])
+        seen = [visits.inputs(task.dense.policy, p) for p in played]
+        known = torch.cat([known, some(torch.cat(seen), VISITS // visits.steps_of(task.dense.policy), generator)])
         for best in _promising(task, [float(np.mean(p.returns)) for p in played]):
             state = _calibrated(task, traced, replace(starts[best], tensors=tensors[best]), lessons)
             state = follow(state, agent.ties)

@@ -19,11 +19,13 @@ from prunerl.files import digest
 from prunerl.masks import apply
 from prunerl.remove import compose, cut
 from prunerl.rollout import rollout
-from prunerl.trace import Trace, layer_groups, matrix, trace, unit_groups
+from prunerl.trace import Trace, layer_groups, matrix, unit_groups
 from prunerl.types import Agent, Row, State, Verdict
+from prunerl.visits import trace_policy
 
-Baseline = Callable[[Task, Candidate, Candidate], tuple[Candidate, int]]
-"""From the run, the dense and the pruned agent: another agent, and the environment steps that it took."""
+Baseline = Callable[[Task, Candidate, Candidate], tuple[Candidate, int] | None]
+"""From the run, the dense and the pruned agent: another agent, and the environment steps that it took; None where the
+agent cannot be made so."""
 
 
 def random_weights(task: Task, dense: Candidate, pruned: Candidate) -> tuple[Candidate, int]:
@@ -31,15 +33,15 @@ def random_weights(task: Task, dense: Candidate, pruned: Candidate) -> tuple[Can
     return _from_random(task, dense, pruned.agent, pruned.traced, number=1)
 
 
-def linear_policy(task: Task, dense: Candidate, pruned: Candidate) -> tuple[Candidate, int]:
+def linear_policy(task: Task, dense: Candidate, pruned: Candidate) -> tuple[Candidate, int] | None:
     """A policy without hidden layers, distilled in the same way from random weights."""
     agent, traced = pruned.agent, pruned.traced
-    while layers := layer_groups(traced):
+    while layers := layer_groups(traced, agent.stacks):
         observations = task.visited[:64]
         state = compose(traced, agent.state, layers[0].name, ties=agent.ties, observations=observations)
         agent = agent.with_state(state)
-        traced = trace(agent.policy.network, task.visited[:3])
-    return _from_random(task, dense, agent, traced, number=2)
+        traced = trace_policy(agent.policy, task.visited)
+    return None if len(traced.layers) > 1 else _from_random(task, dense, agent, traced, number=2)
 
 
 def magnitude(task: Task, dense: Candidate, pruned: Candidate) -> tuple[Candidate, int]:
@@ -68,10 +70,15 @@ BASELINES: Mapping[str, Baseline] = {
 }
 
 
-def judged(name: str, make: Baseline, task: Task, dense: Candidate, pruned: Candidate, reference: Verdict) -> Row:
-    """Make a baseline and judge it on the seeds on which the pruned agent was confirmed."""
+def judged(
+    name: str, make: Baseline, task: Task, dense: Candidate, pruned: Candidate, reference: Verdict
+) -> Row | None:
+    """Make a baseline and judge it on the seeds on which the pruned agent was confirmed; None where it has no form."""
     began = time.perf_counter()
-    made, steps = make(task, dense, pruned)
+    baseline = make(task, dense, pruned)
+    if baseline is None:
+        return None
+    made, steps = baseline
     first, episodes = reference.seeds
     chosen = range(first, first + episodes)
     played = rollout(made.agent.policy, task.dense.env, chosen)
@@ -96,6 +103,12 @@ def row(name: str, made: Candidate, found: Verdict, seconds: float, env_steps: i
         seconds=seconds,
         env_steps=env_steps,
     )
+
+
+def measured(known: Row, agent: Agent) -> Row:
+    """Return a row with the parameters and bytes of an agent whose policy is the row's own."""
+    total = sum(t.numel() for t in agent.state.tensors.values())
+    return replace(known, total_parameters=total, bytes=_bytes(agent))
 
 
 def fingerprint(agent: Agent) -> str:

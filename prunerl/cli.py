@@ -65,12 +65,16 @@ class Prune(_Source):
     """Rounds of a linear or cubic schedule."""
     rule: str = "sparsity"
     """How such a schedule decides: sparsity keeps the best, probability draws what goes by score."""
-    scope: str = "global"
+    ranking: str = "global"
     """Whether units compete over all layers (global) or within their own (local)."""
     count: str = "parameters"
     """What the sparsity counts: units, parameters or macs."""
     distribution: str | None = None
     """How sparsity spreads over layers: uniform or erk (single weights, counted in units)."""
+    scope: str = "policy"
+    """What is pruned: the policy that acts, or the whole learner, with its critics and their targets."""
+    critic_sparsity: float = 0.5
+    """Share of each critic's parameters to remove in the scope learner."""
     repair: str = "least_squares,distill"
     """Stages after the cut, separated by commas: least_squares, distill, finetune; or none."""
     finetune_steps: int = 10_000
@@ -185,7 +189,9 @@ def prune(args: Prune) -> None:
             schedule=args.schedule,
             rounds=args.rounds,
             rule=args.rule,
+            ranking=args.ranking,
             scope=args.scope,
+            critic_sparsity=args.critic_sparsity,
             count=args.count,
             distribution=args.distribution,
             repair=tuple(filter(None, repair)),
@@ -238,15 +244,20 @@ def inspect(args: Inspect) -> None:
     import numpy as np
 
     from prunerl import cost, environments, heads
-    from prunerl.trace import layer_groups, matrix, trace, unit_groups
+    from prunerl.trace import layer_groups, matrix, unit_groups
+    from prunerl.visits import trace_policy
 
     agent = _load(args, _env(args))
     env = environments.make(agent.env)
     env.observation_space.seed(0)
-    observations = np.stack([np.asarray(env.observation_space.sample()) for _ in range(3)])
+    space = env.observation_space
+    observations = np.stack([environments.pack(space, space.sample()) for _ in range(3)])
     env.close()
     tensors = agent.state.tensors
-    traced = trace(agent.policy.network, heads.prepare(agent.policy, observations))
+    prepared = heads.prepare(agent.policy, observations)
+    traced = trace_policy(
+        agent.policy, prepared.unsqueeze(1).expand(3, 2, *prepared.shape[1:]) if agent.policy.memory else prepared
+    )
     own = cost.size(traced, tensors)
     print(f"{agent.algorithm} on {agent.env.id}: {own.parameters:,} parameters act, {own.macs:,} multiply–accumulates")
     networks = [("the policy, which acts", f"{own.parameters:,}"), *_others(agent, traced.parameters)]
@@ -256,14 +267,14 @@ def inspect(args: Inspect) -> None:
             e.name,
             f"{w.shape[1]:,} → {w.shape[0]:,}",
             f"{w.numel() * e.positions:,}",
-            ", ".join(e.reads) or "no units",
-            ", ".join(e.makes) or "no units",
+            ", ".join(e.reads) or "observation",
+            ", ".join(e.makes) or ("actions" if e.name == traced.output else "kept whole"),
         )
         for e in traced.layers
         for w in (matrix(e, tensors),)
     ]
     print(_aligned(("layer", "shape", "multiply–accumulates", "reads", "makes"), layers))
-    whole = {group.name for group in layer_groups(traced)}
+    whole = {group.name for group in layer_groups(traced, agent.stacks)}
     groups = [
         (
             g.name,

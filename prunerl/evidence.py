@@ -81,7 +81,7 @@ class VisitedEvidence:
         leaves = {name: tensors[name].detach().clone().requires_grad_() for name in names}
         for observations in torch.split(self.observations, batch):
             with torch.enable_grad():  # left before each yield, or the caller would run under it
-                output = forward(self.traced, {**tensors, **leaves}, observations)
+                output = forward(self.traced, {**tensors, **leaves}, observations).flatten(0, -2)
                 loss = surprise(self.head, output, self.generator, scale=scale).mean()
                 found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             yield dict(zip(names, found, strict=True))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunerl import baselines, criteria, errors, heads, schedules, stats
+from prunerl import baselines, criteria, errors, learner, schedules, stats, visits
 from prunerl.attempt import CHECKED, REPAIRS, Candidate, Task, attempt, masked_parameters, some
 from prunerl.errors import BudgetError, RunError
 from prunerl.evaluate import Yardstick, seeds, yardstick
@@ -27,8 +27,9 @@ from prunerl.remove import fold_dead
 from prunerl.report import schema
 from prunerl.rollout import rollout, warm_up
 from prunerl.search import STRUCTURES, Attempt, Step, adaptive, between, fixed
-from prunerl.trace import trace
-from prunerl.types import VERSION, Agent, EnvSpec, Report, Round, Row, State, Verdict
+from prunerl.trace import Trace
+from prunerl.types import VERSION, Agent, EnvSpec, Report, Round, Row, State, Structure, Verdict
+from prunerl.visits import trace_policy
 
 VISIT_EPISODES = 24
 VISITED = 12_000
@@ -65,9 +66,11 @@ def prune(
     schedule: str = "adaptive",
     rounds: int = 5,
     rule: str = "sparsity",
-    scope: str = "global",
+    ranking: str = "global",
     count: str = "parameters",
     distribution: str | None = None,
+    scope: str = "policy",
+    critic_sparsity: float = 0.5,
     repair: Sequence[str] = ("least_squares", "distill"),
     finetune_steps: int = 10_000,
     episodes: int | None = None,
@@ -90,9 +93,12 @@ def prune(
         rounds: Rounds of a linear or cubic schedule.
         rule: How a schedule other than the adaptive one decides: ``sparsity`` keeps the best, ``probability`` draws
             what goes, worse scores more likely.
-        scope, count, distribution: Of the rule ``sparsity``: ranked ``global`` or ``local`` to each layer; counted in
+        ranking, count, distribution: Of the rule ``sparsity``: ranked ``global`` or ``local`` to each layer; counted in
             ``units``, ``parameters`` or ``macs``; spread over layers as ``uniform`` or ``erk`` (weights only, counted
             in ``units``). See :func:`prunerl.decide.by_sparsity`.
+        scope: ``policy`` prunes what acts and keeps the rest as it is; ``learner`` cuts the critics as well, once the
+            policy is found, so that training on is faster too. Targets follow.
+        critic_sparsity: Share of the parameters of each critic to remove in the scope ``learner``.
         repair: Stages after the cut, among ``least_squares``, ``distill`` and ``finetune``.
         finetune_steps: Environment steps of the agent's own training in the stage ``finetune``.
         episodes: Episodes of selection and of confirmation; by default as many as the spread of returns needs.
@@ -116,7 +122,9 @@ def prune(
         "schedule": schedule.replace("-", "_"),
         "rounds": rounds,
         "rule": rule,
+        "ranking": ranking,
         "scope": scope,
+        "critic_sparsity": critic_sparsity,
         "count": count,
         "distribution": distribution,
         "repair": [name for name in REPAIRS if name in repair],
@@ -174,6 +182,11 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         seconds=pruned_row.seconds + yard.seconds + sum(r.seconds for r in made),
         env_steps=pruned_row.env_steps + yard.steps + sum(r.env_steps for r in made),
     )
+    final, cut_critics = chosen.agent.state, tuple[str, ...]()
+    if settings["scope"] == "learner":
+        observer("cutting the critics", None)
+        final, cut_critics = _smaller_critics(task, chosen, settings)
+        pruned_row = baselines.measured(pruned_row, dense.with_state(final))
     if settings["compare"]:
         observer("making the baselines", None)
     rows = tuple(_baselines(task, candidate, chosen, dense_row, journal)) if settings["compare"] else ()
@@ -187,13 +200,13 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         baselines=rows,
         rounds=tuple(made),
         kept_whole=dict(candidate.traced.kept_whole),
-        notes=(*dense.notes, *_refusals(refused)),
+        notes=(*dense.notes, *_normalised(candidate.traced), *_refusals(refused), *cut_critics),
         versions=_versions(),
         command=_command(),
         seconds=sum(r.seconds for r in (dense_row, pruned_row, *rows)),
         env_steps=sum(r.env_steps for r in (dense_row, pruned_row, *rows)),
     )
-    agent = dense.with_state(chosen.agent.state)
+    agent = dense.with_state(final)
     record(journal, "result", {}, _packed(agent.state))
     if journal.folder is not None:
         _write(journal.folder, agent, report)
@@ -207,7 +220,8 @@ def _checked(settings: dict[str, Any], repair: Sequence[str]) -> dict[str, Any]:
     schedules.find(settings["schedule"])
     _one_of("structure", settings["structure"], STRUCTURES)
     _one_of("rule", settings["rule"], ("sparsity", "probability"))
-    _one_of("scope", settings["scope"], ("global", "local"))
+    _one_of("ranking", settings["ranking"], ("global", "local"))
+    _one_of("scope", settings["scope"], ("policy", "learner"))
     _one_of("count", settings["count"], ("units", "parameters", "macs"))
     _one_of("distribution", settings["distribution"] or "uniform", ("uniform", "erk"))
     for name in repair:
@@ -215,6 +229,10 @@ def _checked(settings: dict[str, Any], repair: Sequence[str]) -> dict[str, Any]:
     sparsity = settings["sparsity"]
     if sparsity is not None and not 0.0 <= sparsity < 1.0:
         raise BudgetError(f"sparsity must be in [0, 1), got {sparsity}. It is the share of parameters to remove.")
+    if not 0.0 <= settings["critic_sparsity"] < 1.0:
+        raise BudgetError(
+            f"critic_sparsity must be in [0, 1), got {settings['critic_sparsity']}. It is the share to remove."
+        )
     for name, least in (("rounds", 1), ("finetune_steps", 1), ("seed", 0)):
         if settings[name] < least:
             raise BudgetError(f"{name} must be at least {least}, got {settings[name]}.")
@@ -252,7 +270,8 @@ def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tup
     if known is None:
         yard = yardstick(policy, dense.env, tolerance=tolerance, seed=seed, episodes=settings["episodes"])
         played = rollout(policy, dense.env, seeds(seed, "visit", VISIT_EPISODES), record=True)
-        visited = some(heads.prepare(policy, played.observations), VISITED, torch.Generator().manual_seed(seed))
+        count = VISITED // visits.steps_of(policy)
+        visited = some(visits.inputs(policy, played), count, torch.Generator().manual_seed(seed))
         taken = time.perf_counter() - began
         yard = replace(yard, steps=yard.steps + played.steps, seconds=taken)
         data = {"random": yard.random, "dense": yard.dense, "steps": yard.steps, "seconds": taken}
@@ -263,7 +282,7 @@ def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tup
         returns, cost = tuple(kept["dense"]), (kept["steps"], kept["seconds"])
         yard = Yardstick(policy, dense.env, kept["random"], returns, first, tolerance, *cost)
         visited = known.tensors["visited"]
-    return yard, Candidate(dense, trace(policy.network, visited[:3]), visited[:0]), visited
+    return yard, Candidate(dense, trace_policy(policy, visited), visited[:0]), visited
 
 
 def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: Journal) -> tuple[Round, Candidate]:
@@ -279,7 +298,7 @@ def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: J
     agent = task.dense.with_state(_unpacked(known.tensors))
     visited = known.tensors["visited"]
     depth_changed = plan.structure == "layers"
-    traced = trace(agent.policy.network, task.visited[:3]) if depth_changed else current.traced
+    traced = trace_policy(agent.policy, task.visited) if depth_changed else current.traced
     return made, Candidate(agent, traced, visited, None if depth_changed else current.origin or current)
 
 
@@ -355,8 +374,27 @@ def _baselines(task: Task, dense: Candidate, chosen: Candidate, dense_row: Row, 
             yield schema.read(Row, known.data["row"])
             continue
         made = baselines.judged(name, make, task, dense, chosen, dense_row.verdict)
-        record(journal, f"baseline-{slug}", {"row": schema.plain(made)}, {})
-        yield made
+        if made is not None:
+            record(journal, f"baseline-{slug}", {"row": schema.plain(made)}, {})
+            yield made
+
+
+def _smaller_critics(task: Task, chosen: Candidate, settings: Mapping[str, Any]) -> tuple[State, tuple[str, ...]]:
+    """Cut the critics of the chosen agent; what it does stays the same."""
+    structure: Structure = "weights" if settings["structure"] == "weights" else "units"
+    generator = torch.Generator().manual_seed(task.seed * 1_000_003 + 800_000)
+    cuts = learner.prune_critics(
+        chosen.agent, task.visited, settings["critic_sparsity"], structure=structure, generator=generator
+    )
+    lines = tuple(f"Critic {c.name}: {c.before:,} → {c.after:,} parameters." for c in cuts.critics)
+    return cuts.state, lines or ("There are no critics to cut.",)
+
+
+def _normalised(traced: Trace) -> tuple[str, ...]:
+    if not traced.normalised:
+        return ()
+    names = ", ".join(sorted(traced.normalised))
+    return (f"A LayerNorm runs over the units of {names}: without some of them it has other statistics.",)
 
 
 def _refusals(count: int) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def compose(traced: Trace, state: State, name: str, *, ties: Sequence[Tie], obse
     """
     layer, reader = pair(traced, name)
     tensors, moments, held = dict(state.tensors), dict(state.moments), dict(state.masks)
-    for names in replicas(state, ties):
+    for names in replicas(state, ties, traced):
         own = {n: state.tensors[names.get(n, n)] for n in traced.parameters}
         seen = activity(traced, own, observations)
         slope, offset = _line(seen.outputs[layer.name], seen.inputs[reader.name])
@@ -166,7 +166,7 @@ def compose(traced: Trace, state: State, name: str, *, ties: Sequence[Tie], obse
                 held.pop(names.get(gone, gone), None)
         moments.pop(target, None)
         held.pop(target, None)
-    inputs, copies = (reader.weight, 0 if reader.transposed else 1), replicas(state, ties)[-1]
+    inputs, copies = (reader.weight, 0 if reader.transposed else 1), replicas(state, ties, traced)[-1]
     for tie in ties:
         if (tie.source, tie.source_dim) == inputs and tie.target != copies.get(tie.source):
             mean = state.tensors[tie.target].mean(dim=tie.target_dim, keepdim=True)
@@ -198,10 +198,14 @@ def fold_dead(traced: Trace, state: State, *, ties: Sequence[Tie], observations:
             _compare(forward(traced, before, observations), forward(traced, state.tensors, observations))
 
 
-def replicas(state: State, ties: Sequence[Tie]) -> list[dict[str, str]]:
-    """Return the name maps of the network itself (empty) and of each whole copy of it, such as a target network."""
+def replicas(state: State, ties: Sequence[Tie], traced: Trace | None = None) -> list[dict[str, str]]:
+    """Return the name maps of the network itself (empty) and of each whole copy of it, such as a target network.
+
+    Only tensors that ``traced`` reads count, where it is given.
+    """
     copies: dict[str, str] = {}
-    for tie in ties:
+    own = None if traced is None else set(traced.parameters)
+    for tie in (t for t in ties if own is None or t.source in own):
         same = tie.source_dim == tie.target_dim and state.tensors[tie.source].shape == state.tensors[tie.target].shape
         if tie.copies and same and tie.source != tie.target:
             copies[tie.source] = tie.target
@@ -282,7 +286,7 @@ def _fold_constants(
 ) -> State:
     tensors = dict(state.tensors)
     gone = {(s.tensor, s.dim): s.index[~decision[g.name]].flatten() for g in groups for s in g.slices}
-    for names in replicas(state, ties):
+    for names in replicas(state, ties, traced):
         own = {n: state.tensors[names.get(n, n)] for n in traced.parameters}
         seen = activity(traced, own, observations)
         for reader in traced.layers:

@@ -32,11 +32,13 @@ class Rollout:
         returns: Undiscounted return of each episode, in the order of the seeds.
         steps: Environment steps taken, all episodes together.
         observations: Raw observations, shape (steps, *observation), in the order of the seeds; empty unless recorded.
+        lengths: Observations of each episode, in the order of the seeds.
     """
 
     returns: tuple[float, ...]
     steps: int
     observations: NDArray[Any]
+    lengths: tuple[int, ...] = ()
 
 
 def rollout(
@@ -160,7 +162,8 @@ def _play(job: _Job) -> Rollout:
             f"Environment {job.env[0].id!r} gave a reward that is not finite (seed {bad}). Mend it."
         )
     flat = [o for episode in seen for o in episode]
-    return Rollout(tuple(returns), steps, np.stack(flat) if flat else np.empty(0))
+    lengths = tuple(len(episode) for episode in seen)
+    return Rollout(tuple(returns), steps, np.stack(flat) if flat else np.empty(0), lengths)
 
 
 def _episodes(job: _Job, seen: list[list[NDArray[Any]]]) -> tuple[list[float], int]:
@@ -224,4 +227,5 @@ def _sampled(env: gym.Env[Any, Any]) -> Any:
 
 def _merged(parts: Sequence[Rollout]) -> Rollout:
     returns = tuple(value for part in parts for value in part.returns)
-    return Rollout(returns, sum(p.steps for p in parts), np.concatenate([p.observations for p in parts]))
+    lengths = tuple(length for part in parts for length in part.lengths)
+    return Rollout(returns, sum(p.steps for p in parts), np.concatenate([p.observations for p in parts]), lengths)

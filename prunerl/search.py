@@ -100,7 +100,7 @@ def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step)
 
 
 def _plainly_by_parameters(settings: Mapping[str, Any]) -> bool:
-    plain = settings["rule"] == "sparsity" and settings["scope"] == "global" and settings["distribution"] is None
+    plain = settings["rule"] == "sparsity" and settings["ranking"] == "global" and settings["distribution"] is None
     return plain and settings["count"] == "parameters"
 
 
@@ -115,7 +115,7 @@ def _by_rule(task: Task, settings: Mapping[str, Any], sparsity: float, number: i
             groups,
             decide.normalized(scores),
             sparsity,
-            scope=settings["scope"],
+            scope=settings["ranking"],
             count=settings["count"],
             distribution=settings["distribution"],
             traced=parent.traced,

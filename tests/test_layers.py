@@ -14,7 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "prunerl"
 LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("types", "errors"), 1),
     **dict.fromkeys(("trace", "criteria", "decide", "schedules", "stats", "cost", "heads", "environments", "files"), 2),
-    **dict.fromkeys(("evidence", "remove", "masks", "rollout", "evaluate", "repair", "journal", "load"), 3),
+    **dict.fromkeys(
+        ("evidence", "remove", "masks", "rollout", "visits", "learner", "evaluate", "repair", "journal", "load"), 3
+    ),
     **dict.fromkeys(("attempt", "search", "baselines", "loop", "report"), 4),
     **dict.fromkeys(("progress", "cli"), 5),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,10 +100,11 @@ def distill(
     spread = wanted.std(dim=0).clamp_min(1e-3)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=WARM_UP)
-    run = torch.func.vmap(lambda tensors, x: forward(traced, {**fixed, **apply(tensors, masks)}, x))
+    run = _side_by_side(traced, fixed, masks, len(students))
     own = tastes(len(students))
     regret = _regret(head, lessons)
-    weight = torch.tensor([1.0 if regret is None else t.divergence for t in own]).unsqueeze(1)
+    weight = torch.tensor([1.0 if regret is None else t.divergence for t in own])
+    weight = weight.view(-1, *[1] * (lessons.answers.dim() - 1))
     for _ in range(updates):
         index = _minibatches(lessons, own, generator)
         outputs, target = run(trained, inputs[index]), wanted[index]
@@ -115,7 +116,7 @@ def distill(
             if regret is not None:
                 loss = loss + (1.0 - weight) * (learnt.exp() * regret[index]).sum(dim=-1)
         optimizer.zero_grad()
-        loss.mean(dim=-1).sum().backward()  # type: ignore[no-untyped-call]
+        loss.flatten(1).mean(dim=-1).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     result = []
@@ -123,6 +124,21 @@ def distill(
         learnt_by = apply({n: t.detach()[i].clone() for n, t in trained.items()}, masks)
         result.append({**student, **_restored(traced, learnt_by, standard)})
     return result
+
+
+def _side_by_side(
+    traced: Trace, fixed: Mapping[str, Tensor], masks: Masks, students: int
+) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    """Return a function of the students' stacked tensors and inputs that computes all of their outputs."""
+
+    def one(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return forward(traced, {**fixed, **apply(tensors, masks)}, x)
+
+    if students > 1 and all(layer.kind == "linear" for layer in traced.layers):
+        run: Callable[[Mapping[str, Tensor], Tensor], Tensor] = torch.func.vmap(one)
+        return run
+    # Convolutions side by side are slower than one after another, and recurrent operators cannot be.
+    return lambda tensors, x: torch.stack([one({n: t[i] for n, t in tensors.items()}, x[i]) for i in range(students)])
 
 
 def divergences(traced: Trace, students: Sequence[Mapping[str, Tensor]], head: Head, lessons: Lessons) -> list[float]:
