@@ -1,7 +1,8 @@
-"""The trace finds which units live or die together, and refuses what it does not know."""
+"""The trace finds which units live or die together, and keeps whole what it does not know."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -83,6 +84,17 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.tanh(self.same(torch.tanh(self.same(x)))))
+
+
+class TwiceWide(nn.Module):
+    """One hidden layer in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.same, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.same(torch.tanh(self.same(torch.tanh(self.first(x)))))))
 
 
 class Branching(nn.Module):
@@ -185,23 +197,113 @@ def test_every_parameter_of_an_actor_is_traced_and_no_other(real: SB3Agent, inpu
     assert set(traced.parameters) == {name for name, _ in real.policy.network.named_parameters()}
 
 
+class Sorted(nn.Module):
+    """An operator without a rule, outside of any layer but the network itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.sort(self.hidden(x), dim=1)[0])
+
+
+class Normalised(Sorted):
+    """Values divided by their length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.normalize(self.hidden(x), dim=1))
+
+
+class Contracted(Sorted):
+    """A product that has no rule."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi,oi->bo", self.hidden(x), self.last.weight)
+
+
+class Summed(Sorted):
+    """Running sums over units."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cumsum(self.hidden(x), dim=1))
+
+
+IMAGE = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 1))
+GROUPED = nn.Sequential(*IMAGE, nn.Conv2d(4, 4, 2, groups=2), nn.Flatten(), nn.Linear(4, 2))
+GROUP_NORM = nn.Sequential(*IMAGE, nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 2))
+
+
 @pytest.mark.parametrize(
-    ("network", "operator", "layer"),
+    ("network", "width", "layer", "reason"),
     [
-        (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "layer_norm", "'1'"),
-        (nn.Sequential(nn.Linear(3, 4), nn.Softmax(dim=1), nn.Linear(4, 2)), "softmax", "'1'"),
-        (nn.Sequential(nn.Linear(3, 4), nn.GLU(), nn.Linear(2, 2)), "glu", "'1'"),
-        (nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.Linear(4, 2)), "", "'1'"),
+        (nn.Sequential(nn.Linear(3, 4), nn.Softmax(dim=1), nn.Linear(4, 2)), 3, "0", r"softmax.* in layer '1' runs"),
+        (GROUP_NORM, 4, "1", r"groups of channels in layer '2'"),
+        (GROUPED, 4, "1", r"convolution of 2 groups in layer '2'"),
+        (Sorted(), 3, "hidden", r"aten\.sort.*has no rule"),
+        (Normalised(), 3, "hidden", r"aten\.linalg_vector_norm.* runs over"),
+        (Contracted(), 3, "hidden", r"aten\.einsum.*has no rule"),
+        (Summed(), 3, "hidden", r"aten\.cumsum.* runs over"),
     ],
 )
-def test_an_unknown_operator_is_refused_with_its_name_and_layer(network: nn.Module, operator: str, layer: str) -> None:
-    with pytest.raises(TraceError, match=f"{operator}.* in layer {layer} has no rule"):
-        trace(network, torch.randn(2, 3))
+def test_units_that_no_rule_may_cut_are_kept_with_the_operator_and_its_layer(
+    network: nn.Module, width: int, layer: str, reason: str
+) -> None:
+    traced = trace(network, torch.randn(2, width))
+    assert unit_groups(traced, tensors_of(network)) == ()
+    assert re.search(reason, traced.kept_whole[layer])
 
 
-def test_a_layer_used_twice_is_refused() -> None:
-    with pytest.raises(TraceError, match=r"Layer 'same' is used twice"):
-        trace(Twice(), torch.randn(2, 3))
+UNDERSTOOD: list[tuple[nn.Module, dict[str, int], Owns]] = [
+    (
+        nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
+        {"0": 4},
+        {"0": {("0.weight", 0), ("0.bias", 0), ("1.weight", 0), ("1.bias", 0), ("2.weight", 1)}},
+    ),
+    (
+        nn.Sequential(nn.Linear(3, 4), nn.GLU(), nn.Linear(2, 2)),
+        {"0": 2},  # a unit is a row of each half
+        {"0": {("0.weight", 0), ("0.bias", 0), ("2.weight", 1)}},
+    ),
+    (Twice(), {}, {}),  # its units are the observation's
+    (
+        TwiceWide(),
+        {"first": 4},
+        {"first": {("first.weight", 0), ("first.bias", 0), ("same.weight", 0), ("same.bias", 0), ("same.weight", 1),
+                   ("last.weight", 1)}},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "units", "wanted"), UNDERSTOOD)
+def test_groups_across_norms_gates_and_layers_used_twice(
+    network: nn.Module, units: dict[str, int], wanted: Owns
+) -> None:
+    groups = unit_groups(trace(network, torch.randn(2, 3)), tensors_of(network))
+    assert owns(groups) == wanted
+    assert {group.name: group.units for group in groups} == units
+
+
+def test_a_width_that_is_written_as_a_number_is_kept_and_one_that_is_not_is_cut() -> None:
+    def named(sizes: tuple[int, int]) -> tuple[list[tuple[str, int]], str]:
+        parts = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, sizes), nn.Flatten(), nn.Linear(4, 2))
+        traced = trace(parts, torch.randn(2, 3))
+        return [(g.name, g.units) for g in unit_groups(traced, tensors_of(parts))], traced.kept_whole.get("0", "")
+
+    groups, reason = named((2, 2))
+    assert groups == []
+    assert "number is written in" in reason
+    assert "layer '1'" in reason
+    assert named((-1, 2)) == ([("0", 2)], "")  # two rows are one unit
+
+
+def test_a_layer_used_twice_is_one_layer_of_two_nodes() -> None:
+    traced = trace(TwiceWide(), torch.randn(2, 3))
+    assert [(layer.name, len(layer.nodes), layer.positions) for layer in traced.layers] == [
+        ("first", 1, 1),
+        ("same", 2, 2),
+        ("last", 1, 1),
+    ]
 
 
 def test_what_cannot_be_exported_is_refused() -> None:
@@ -237,5 +339,5 @@ def test_a_trace_holds_no_widths() -> None:
 def test_widths_that_do_not_fit_each_other_are_refused() -> None:
     traced = trace(SEQUENTIAL, torch.randn(2, 3))
     tensors = {**tensors_of(SEQUENTIAL), "0.bias": torch.zeros(3)}
-    with pytest.raises(TraceError, match=r"Group '0' has unequal widths.*0.bias"):
+    with pytest.raises(TraceError, match=r"The tensors' widths do not fit each other: .*4.*3"):
         unit_groups(traced, tensors)
