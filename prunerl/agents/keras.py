@@ -18,12 +18,15 @@ from prunerl.agents import keras_file, keras_surgery
 from prunerl.agents.keras_file import Contents
 from prunerl.agents.keras_functions import identity
 from prunerl.agents.keras_graph import Graph, Network, attribute
-from prunerl.agents.keras_head import Reading, choose
+from prunerl.agents.keras_head import HEADS, Reading, choose
 from prunerl.errors import LearnError, LoadError, SpaceError
 from prunerl.types import Critic, EnvSpec, Policy, State, Tie
 
 CONSTANTS = ("Normalization",)
 """Layers whose tensors belong to the observation: they are kept, and are not part of the state."""
+
+MEANING = "prunerl_head"
+"""Key of the metadata under which a saved file says what its output means."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +105,10 @@ class KerasAgent:
 
         tensors = {**self.contents.tensors, **{n: t.detach().cpu() for n, t in self.state.tensors.items()}}
         config = keras_surgery.resized(self.contents, tensors)
-        write_atomically(path, keras_file.write(replace(self.contents, config=config, tensors=tensors)))
+        # Keras ignores what it does not know there; a head that was said once must not be guessed the next time.
+        metadata = {**self.contents.metadata, MEANING: self.reading.meaning}
+        contents = replace(self.contents, config=config, metadata=metadata, tensors=tensors)
+        write_atomically(path, keras_file.write(contents))
 
     def _network(self, graph: Graph) -> Network:
         tensors = {n: t.clone() for n, t in {**self.contents.tensors, **self.state.tensors}.items()}
@@ -116,7 +122,8 @@ def load(path: str | Path, *, env: EnvSpec, head: str | None = None) -> KerasAge
         path: The file: a Sequential or Functional model from one observation to the policy's output.
         env: The environment to act in; must fit the model's input and output.
         head: What the output means: ``probabilities`` (or ``softmax``), ``logits``, ``q_values``, ``mean`` or
-            ``squashed_mean``; by default read off the last activation and the action space.
+            ``squashed_mean``; by default as an earlier ``save`` wrote it into the file, or read off the last activation
+            and the action space.
 
     Raises:
         LoadError: The file is no such model, or a layer of it is not supported.
@@ -125,6 +132,8 @@ def load(path: str | Path, *, env: EnvSpec, head: str | None = None) -> KerasAge
     """
     path = Path(path)
     contents = keras_file.read(path)
+    known = contents.metadata.get(MEANING)
+    head = known if head is None and known in HEADS else head
     made = environments.make(env)
     spaces = (made.observation_space, made.action_space)
     made.close()

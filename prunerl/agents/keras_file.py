@@ -36,13 +36,13 @@ class Contents:
 
     Attributes:
         config: The model's configuration.
-        metadata: Keras' version and the date, as they were.
+        metadata: Keras' version and the date, as they were; and what the output means, if this package wrote it.
         graph: The configuration as a graph of all outputs.
         tensors: ``<layer>.<variable>`` → tensor; kernels as PyTorch has them, outputs first.
     """
 
     config: Mapping[str, Any]
-    metadata: bytes
+    metadata: Mapping[str, Any]
     graph: Graph
     tensors: Mapping[str, Tensor]
 
@@ -66,9 +66,9 @@ def read(path: Path) -> Contents:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            metadata = _entry(archive, METADATA, MAX_JSON)
+            metadata = json.loads(_entry(archive, METADATA, MAX_JSON))
             config = json.loads(_entry(archive, CONFIG, MAX_JSON))
-            version = str(json.loads(metadata)["keras_version"])
+            version = str(metadata["keras_version"])
             if not version.startswith("3."):
                 raise LoadError(f"It was saved by Keras {version[:20]}. Load it there, and save it with Keras 3.")
             graph = parse(config)
@@ -101,7 +101,7 @@ def write(contents: Contents) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         # A fixed date: equal agents give equal files.
         for name, data in (
-            (METADATA, contents.metadata),
+            (METADATA, json.dumps(contents.metadata).encode()),
             (CONFIG, json.dumps(contents.config).encode()),
             (WEIGHTS, weights.getvalue()),
         ):

@@ -28,11 +28,13 @@ class Reading:
     Attributes:
         head: What the network's output means.
         output: The node that is the policy's output in the model.
+        meaning: One of :data:`HEADS`.
         bare: Nodes at its end that the head stands for: their activations are left out of the network.
     """
 
     head: Head
     output: str
+    meaning: str
     bare: frozenset[str]
 
     def deployed(self, graph: Graph) -> Graph:
@@ -87,16 +89,15 @@ def choose(
             reasons.append(f"Output {output!r}: {error}")
             continue
         left_out = end.activation in SQUASHING.get(meaning, ())
-        found.append((Reading(head, output, frozenset(end.bare if left_out else ())), meaning))
+        found.append(Reading(head, output, meaning, frozenset(end.bare if left_out else ())))
     if not found:
         raise SpaceError(" ".join(reasons))
     if len(found) > 1:
         raise LoadError(
-            f"Outputs {', '.join(repr(r.output) for r, _ in found)} all fit the action space. Say head=..., or save "
+            f"Outputs {', '.join(repr(r.output) for r in found)} all fit the action space. Say head=..., or save "
             "a model that returns the policy's output alone."
         )
-    reading, meaning = found[0]
-    return reading, _notes(reading, meaning, guessed=wanted is None)
+    return found[0], _notes(found[0], guessed=wanted is None)
 
 
 def _end(graph: Graph, output: str) -> _End:
@@ -186,9 +187,9 @@ def _continuous(meaning: str, end: _End, width: int, space: gym.Space[Any]) -> H
     return Head("gaussian", low=low, high=high, squashed=meaning == "squashed_mean", shape=tuple(space.shape))
 
 
-def _notes(reading: Reading, meaning: str, *, guessed: bool) -> tuple[str, ...]:
+def _notes(reading: Reading, *, guessed: bool) -> tuple[str, ...]:
     source = "as its last activation and the action space suggest" if guessed else "as it was said"
-    notes = [f"output {reading.output!r} is taken as {meaning}, {source}"]
-    if meaning == "squashed_mean" and len(reading.bare) == 1:
+    notes = [f"output {reading.output!r} is taken as {reading.meaning}, {source}"]
+    if reading.meaning == "squashed_mean" and len(reading.bare) == 1:
         notes.append("the tanh at its end is scaled to the bounds of the action space")
     return tuple(notes)
