@@ -121,7 +121,7 @@ def ties(graph: Graph, policy: Graph) -> tuple[Tie, ...]:
                 "follow when units are removed. Save a model that returns the policy's output alone."
             )
         source, target = attribute(readers[origin].name), attribute(node.name)
-        result.append(Tie(f"{source}.kernel", 1, f"{target}.kernel", 1))
+        result.append(Tie(f"{source}.kernel", 1, f"{target}.kernel", 1, copies=False))
     return tuple(result)
 
 

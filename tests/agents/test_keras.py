@@ -9,7 +9,6 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import prunerl
 from prunerl import heads
 from prunerl.agents.keras import KerasAgent
 from prunerl.errors import LearnError, LoadError, NameUnknownError, RemovalError, SpaceError
-from prunerl.remove import remove
+from prunerl.remove import follow, remove
 from prunerl.trace import groups, layer_groups, trace, unit_groups
 from prunerl.types import State
 
@@ -331,6 +330,18 @@ def test_another_output_that_could_not_follow_is_refused(loaded: Callable[..., K
         loaded(keras.Model(inputs, [L.Dense(2, activation="softmax")(common), value]))
 
 
+def test_another_output_of_the_same_shape_keeps_its_own_values(loaded: Callable[..., KerasAgent]) -> None:
+    inputs = keras.Input((4,))
+    common = L.Dense(8, activation="relu")(inputs)
+    model = keras.Model(inputs, [L.Dense(2, activation="softmax")(common), L.Dense(2)(common)])
+    agent = loaded(model, head="probabilities")
+    smaller = halved(agent)
+    value = smaller.ties[0].target
+    assert torch.equal(smaller.state.tensors[value], agent.state.tensors[value][:, ::2])
+    for name, tensor in follow(smaller.state, smaller.ties).tensors.items():
+        assert torch.equal(tensor, smaller.state.tensors[name]), name
+
+
 def test_a_layer_is_left_out_only_where_that_is_plain(loaded: Callable[..., KerasAgent]) -> None:
     agent = loaded(image_policy(), "Picture-v0")
     assert agent.stacks == ()
@@ -421,6 +432,4 @@ def test_a_good_policy_is_pruned_end_to_end(loaded: Callable[..., KerasAgent], t
     seen = np.random.default_rng(3).normal(size=(200, 4)).astype(np.float32)
     found = alone(tmp_path, {"small": seen})["small"]
     assert sum(found["widths"][:-1]) == sum(result.report.pruned.size.units)
-    np.testing.assert_array_equal(
-        np.asarray(found["outputs"][0]).argmax(1), heads.act(replace(result.agent.policy), seen)
-    )
+    np.testing.assert_array_equal(np.asarray(found["outputs"][0]).argmax(1), heads.act(result.agent.policy, seen))
