@@ -27,7 +27,7 @@ def load(
         source: Path of a Stable-Baselines3 zip (today's or of the ``gym`` era), a ``.keras`` file, a folder of one of
             our runs, or a live Stable-Baselines3 model.
         env: Gymnasium id, or a full specification with wrappers. Needed for files.
-        algorithm: ``ppo``, ``a2c`` or ``dqn``; read off the file by default.
+        algorithm: As the RL Zoo names it, such as ``ppo``, ``sac`` or ``qrdqn``; read off the file by default.
         env_kwargs: Keyword arguments for the environment, on top of those a Zoo folder names.
         vec_normalize: File of ``VecNormalize`` statistics; by default looked for beside the zip.
         trust: Allow code from the zip's pickles to run. Reading weights and plain settings never needs it.
@@ -67,12 +67,14 @@ def load(
     if head is not None:
         raise LoadError(f"{path}: head={head!r} is for .keras files; this file says itself what its output means.")
     zoo = zoo_settings(path)
-    spec = EnvSpec(spec.id, {**zoo.kwargs, **spec.kwargs, **(env_kwargs or {})}, spec.wrappers or zoo.wrappers)
+    kwargs = {**zoo.kwargs, **spec.kwargs, **(env_kwargs or {})}
+    frames = spec.frame_stack if spec.frame_stack != 1 else zoo.frame_stack
+    spec = EnvSpec(spec.id, kwargs, spec.wrappers or zoo.wrappers, frames)
     return sb3_load.load(path, env=spec, algorithm=algorithm, vec_normalize=vec_normalize, trust=trust)
 
 
 def zoo_settings(path: Path) -> EnvSpec:
-    """Read the environment's arguments and wrappers from the RL Zoo's folder beside a zip, if there is one."""
+    """Read the environment's arguments, wrappers and stacked frames from the RL Zoo's folder beside a zip, if any."""
     config = _yaml(path.with_suffix("") / "config.yml")
     arguments = _yaml(path.with_suffix("") / "args.yml")
     kwargs = arguments.get("env_kwargs") or {}
@@ -83,7 +85,10 @@ def zoo_settings(path: Path) -> EnvSpec:
             raise LoadError(f"{path.with_suffix('') / 'config.yml'}: env_wrapper holds {entry!r}. Mend or remove it.")
         name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         wrappers.append((str(name), dict(options or {})))
-    return EnvSpec("", dict(kwargs) if isinstance(kwargs, dict) else {}, tuple(wrappers))
+    frames = config.get("frame_stack") or 1
+    if not isinstance(frames, int):
+        raise LoadError(f"{path.with_suffix('') / 'config.yml'}: frame_stack is {frames!r}. Mend or remove it.")
+    return EnvSpec("", dict(kwargs) if isinstance(kwargs, dict) else {}, tuple(wrappers), frames)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import io
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
-from prunerl.agents import sb3_build, sb3_env, sb3_policy
+from prunerl.agents import resize, sb3_build, sb3_env, sb3_extractors, sb3_optimizers, sb3_policy
 from prunerl.agents.sb3_algorithms import ALGORITHMS, stacks
 from prunerl.agents.sb3_settings import COUNTERS, Settings
 from prunerl.errors import EnvironmentFailure
@@ -102,16 +104,24 @@ class SB3Agent:
         finally:
             env.close()
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, portable: bool = True) -> None:
         """Write a zip that ``PPO.load`` (or another algorithm's) reads, and observation statistics beside it.
 
-        The statistics go to ``<name>_vecnormalize.pkl``, as ``VecNormalize.load`` reads them.
+        The statistics go to ``<name>_vecnormalize.pkl``, as ``VecNormalize.load`` reads them. Tensors, moments, the
+        entropy coefficient and counters are in the zip; a replay buffer and random generators are not.
+
+        Args:
+            path: The zip.
+            portable: Where a features extractor has other widths than its class gives it, put the class that says so
+                into the zip by value: then it loads where this package is not installed, with the same minor version
+                of Python. False: the zip names the class, and this package has to be there.
         """
         from prunerl.files import write_atomically
 
         target = Path(path)
         buffer = io.BytesIO()
-        self.model().save(buffer)
+        with _by_value(sb3_extractors, resize) if portable else nullcontext():
+            self.model().save(buffer)
         if self.settings.normalization is not None:
             env = sb3_env.training_env(self.env, self.settings.n_envs, self.settings.normalization)
             write_atomically(target.with_name(f"{target.stem}_vecnormalize.pkl"), sb3_env.dump(env))
@@ -166,10 +176,22 @@ def _from_model(agent: SB3Agent, model: Any) -> SB3Agent:
         agent.settings,
         counters=counters,
         normalization=normalization,
-        entropy=sb3_build.entropy_of(model),
+        entropy=sb3_optimizers.entropy_of(model),
         live=live,
     )
     return replace(agent, settings=settings, state=sb3_build.state_of(model, agent.state.masks))
+
+
+@contextmanager
+def _by_value(*modules: ModuleType) -> Iterator[None]:
+    """Let cloudpickle write what these modules define into a pickle, not their names."""
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 @contextmanager

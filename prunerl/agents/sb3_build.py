@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -16,8 +15,10 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from prunerl.agents.sb3_algorithms import ALGORITHMS, algorithm_class, critics, layers, widths
+from prunerl.agents.sb3_algorithms import ALGORITHMS, algorithm_class, critics, first_layer, layers, widths
 from prunerl.agents.sb3_env import seen_space
+from prunerl.agents.sb3_extractors import STANDARD, Narrowed
+from prunerl.agents.sb3_optimizers import load_entropy, load_moments, moments_of
 from prunerl.agents.sb3_settings import Settings
 from prunerl.types import State
 
@@ -123,19 +124,51 @@ def extractor_tensors(algorithm: str, tensors: Mapping[str, Tensor]) -> dict[str
 
 
 def extractor_kwargs(agent: Described) -> dict[str, Any]:
-    """Return the class and arguments of the features extractor; widths of the known ones are read off the tensors."""
+    """Return the class and arguments of the features extractor.
+
+    As far as its class can say the widths of the tensors it is the class that the agent came with, else
+    :class:`~prunerl.agents.sb3_extractors.Narrowed`.
+    """
     own = extractor_tensors(agent.algorithm, agent.state.tensors)
+    base, given = _base(agent, own)
+    if not own:
+        return {"features_extractor_class": base, "features_extractor_kwargs": given} if given else {}
+    with torch.random.fork_rng(devices=[]):
+        made = base(model_spaces(agent)[0], **given).state_dict()
+    shapes = {name: list(t.shape) for name, t in own.items()}
+    if made.keys() != own.keys() or all(list(made[name].shape) == shape for name, shape in shapes.items()):
+        return {"features_extractor_class": base, "features_extractor_kwargs": given}
+    narrow = {
+        "features_dim": agent.state.tensors[_reader(agent)].shape[1],
+        "base": next((name for name, known in STANDARD.items() if known is base), base),
+        "base_kwargs": given,
+        "shapes": shapes,
+    }
+    return {"features_extractor_class": Narrowed, "features_extractor_kwargs": narrow}
+
+
+def _base(agent: Described, own: Mapping[str, Tensor]) -> tuple[Any, dict[str, Any]]:
+    """Return the extractor's own class and its arguments, with the widths that it can say."""
     given = dict(agent.settings.policy.get("features_extractor_kwargs") or {})
     base = agent.settings.policy.get("features_extractor_class")
     if base is None:
         base = CombinedExtractor if isinstance(agent.spaces[0], spaces.Dict) else NatureCNN if own else FlattenExtractor
+    if base in (NatureCNN, CombinedExtractor) and not agent.settings.policy.get("normalize_images", True):
+        given["normalized_image"] = True
     if base is NatureCNN and "linear.0.weight" in own:
         given["features_dim"] = own["linear.0.weight"].shape[0]
     if base is CombinedExtractor:
-        outputs = [t.shape[0] for name, t in own.items() if name.endswith(".linear.0.weight")]
-        if outputs:
-            given["cnn_output_dim"] = outputs[0]
-    return {"features_extractor_class": base, "features_extractor_kwargs": given} if given or own else {}
+        made = [t.shape[0] for name, t in own.items() if name.endswith(".linear.0.weight")]
+        if made:
+            given["cnn_output_dim"] = made[0]
+    return base, given
+
+
+def _reader(agent: Described) -> str:
+    """Return the name of the weight that reads the features."""
+    if ALGORITHMS[agent.algorithm].family == "recurrent":
+        return "lstm_actor.weight_ih_l0"
+    return f"{first_layer(agent.algorithm, agent.state.tensors)}.weight"
 
 
 def alias(agent: Described) -> str:
@@ -188,9 +221,8 @@ def build_model(agent: Described, env: VecEnv | None) -> BaseAlgorithm:
     model.policy.load_state_dict(with_aliases(model.policy, agent.state.tensors), strict=True)
     if ALGORITHMS[agent.algorithm].family == "search":
         model.weights = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
-    for name, optimizer in optimizers(model).items():
-        _load_optimizer(agent, name, optimizer, parameter_names(model, optimizer))
-    _load_entropy(agent.settings.entropy, model)
+    load_moments(model.policy, agent.state.moments, agent.settings.optimizers)
+    load_entropy(agent.settings.entropy, model)
     for name, value in agent.settings.counters.items():
         setattr(model, name, value)
     state = agent.settings.live.action_space_random
@@ -219,73 +251,8 @@ def _skeleton(agent: Described, env: VecEnv | None) -> Any:
     return model
 
 
-def optimizers(model: Any) -> dict[str, torch.optim.Optimizer]:
-    """Return the optimizers of a live model's networks, by the names that its zip gives them."""
-    found = {
-        "policy.optimizer": getattr(model.policy, "optimizer", None),
-        "actor.optimizer": getattr(getattr(model.policy, "actor", None), "optimizer", None),
-        "critic.optimizer": getattr(getattr(model.policy, "critic", None), "optimizer", None),
-    }
-    return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
-
-
-def parameter_names(model: Any, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Return the names of an optimizer's parameters, in its order."""
-    names = {id(p): n for n, p in model.policy.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def _load_optimizer(agent: Described, name: str, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    moments = agent.state.moments
-    options = agent.settings.optimizers.get(name, {})
-    fresh = optimizer.state_dict()
-    groups = [{**g, **_known(options, g), "params": g["params"]} for g in fresh["param_groups"]]
-    # Interned, since a pickle writes equal keys once only when they are one object: equal agents give equal files.
-    state = {i: {sys.intern(k): v.clone() for k, v in moments[n].items()} for i, n in enumerate(names) if n in moments}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _known(options: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k in group and k not in ("params", "lr")}
-
-
-def _load_entropy(entropy: Mapping[str, Any], model: Any) -> None:
-    if "log_ent_coef" in entropy and getattr(model, "log_ent_coef", None) is not None:
-        model.log_ent_coef.data.copy_(entropy["log_ent_coef"])
-        if "moments" in entropy:
-            fresh = model.ent_coef_optimizer.state_dict()
-            kept = {sys.intern(k): torch.as_tensor(v).clone() for k, v in entropy["moments"].items()}
-            model.ent_coef_optimizer.load_state_dict({"state": {0: kept}, "param_groups": fresh["param_groups"]})
-    elif "ent_coef_tensor" in entropy and hasattr(model, "ent_coef_tensor"):
-        model.ent_coef_tensor = entropy["ent_coef_tensor"].clone()
-
-
 def state_of(model: Any, masks: Mapping[str, Tensor]) -> State:
     """Return the tensors and moments of a live model."""
     second = aliases(model.policy)
     tensors = {n: t.detach().clone() for n, t in model.policy.state_dict().items() if n not in second}
-    moments: dict[str, dict[str, Tensor]] = {}
-    for optimizer in optimizers(model).values():
-        names = parameter_names(model, optimizer)
-        for i, entries in optimizer.state_dict()["state"].items():
-            moments[names[i]] = {k: torch.as_tensor(v).clone() for k, v in entries.items() if v is not None}
-    return State(tensors, moments, dict(masks))
-
-
-def entropy_of(model: Any) -> dict[str, Any]:
-    """Return the entropy coefficient of a live model, and its optimizer's state."""
-    if getattr(model, "log_ent_coef", None) is not None:
-        result: dict[str, Any] = {"log_ent_coef": model.log_ent_coef.detach().clone()}
-        moments = model.ent_coef_optimizer.state_dict()["state"].get(0)
-        if moments is not None:
-            result["moments"] = {k: torch.as_tensor(v).clone() for k, v in moments.items() if v is not None}
-        return result
-    fixed = getattr(model, "ent_coef_tensor", None)
-    return {} if fixed is None else {"ent_coef_tensor": fixed.detach().clone()}
-
-
-class Networks:
-    """A policy without its algorithm, for those functions above that only look at a model's networks."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy = policy
+    return State(tensors, moments_of(model.policy), dict(masks))

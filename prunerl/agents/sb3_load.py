@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +12,21 @@ import gymnasium as gym
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
 from torch import Tensor
 
 from prunerl import environments
-from prunerl.agents import sb3_build, sb3_env, sb3_settings, sb3_zip
+from prunerl.agents import sb3_build, sb3_env, sb3_optimizers, sb3_settings, sb3_zip
 from prunerl.agents.sb3 import SB3Agent
 from prunerl.agents.sb3_algorithms import ALGORITHMS, algorithm_class, first_layer, last_layer, name_of
+from prunerl.agents.sb3_extractors import Narrowed
 from prunerl.agents.sb3_settings import Live
 from prunerl.errors import LoadError, PruneError, SpaceError
 from prunerl.types import EnvSpec, State
@@ -56,14 +65,24 @@ def load(
     if algorithm is not None:
         algorithm_class(algorithm.lower())
     contents = sb3_zip.read_zip(path, algorithm.lower() if algorithm else None)
+    statistics = Path(vec_normalize) if vec_normalize is not None else find_statistics(path)
+    return _agent(contents, env, statistics, lambda: sb3_settings.unpickled(contents) if trust else None)
+
+
+def _agent(
+    contents: sb3_zip.Contents,
+    env: EnvSpec,
+    statistics: Path | None,
+    trusted: Callable[[], Mapping[str, Any] | None],
+) -> SB3Agent:
     algorithm_class(contents.algorithm)
     made = environments.make(env)
     pair = (made.observation_space, made.action_space)
     made.close()
+    _check_policy_class(contents)
     _check_spaces(contents, env, pair)
-    statistics = Path(vec_normalize) if vec_normalize is not None else find_statistics(path)
     try:
-        settings, notes = sb3_settings.read(contents, statistics, pair[1], trust=trust)
+        settings, notes = sb3_settings.read(contents, statistics, pair[1], trusted=trusted())
         sb3_env.check_statistics(settings.normalization, statistics, pair[0])
         agent = SB3Agent(contents.algorithm, env, pair, settings, State(contents.tensors), notes)
         return _with_moments(_canonical(contents, agent), contents)
@@ -71,26 +90,25 @@ def load(
         raise
     except Exception as error:  # settings of any kind may stand in a file
         raise LoadError(
-            f"{path}: its settings are not those of an agent ({type(error).__name__}: {error}). Save the agent again."
+            f"{contents.path}: its settings are not those of an agent ({type(error).__name__}: {error}). "
+            "Save the agent again."
         ) from error
 
 
 def from_model(model: BaseAlgorithm, *, env: EnvSpec | None = None) -> SB3Agent:
     """Take over a live model, which is left as it is; tensors and statistics are copied, its replay buffer is not.
 
+    Args:
+        model: With ``VecNormalize``, ``VecFrameStack`` or ``VecTransposeImage`` around its environments, or none.
+        env: How to make its environment; read off the model by default.
+
     Raises:
-        LoadError: Its algorithm or policy is not supported.
+        LoadError: Its algorithm, its policy or a wrapper of its environment is not supported.
     """
     name = name_of(model)
     if name is None:
         raise LoadError(f"A {type(model).__name__} is not one of: {', '.join(a.title for a in ALGORITHMS.values())}.")
-    if env is None:
-        spec = None if model.env is None else model.env.get_attr("spec")[0]
-        if spec is None:
-            raise LoadError("The model's environment has no id. Give it: prunerl.load(model, env=...).")
-        if any(wrapper.name != "Monitor" for wrapper in spec.additional_wrappers):
-            raise LoadError("The model's environment has wrappers. Name them: prunerl.load(model, env=EnvSpec(...)).")
-        env = EnvSpec(spec.id, dict(spec.kwargs))
+    spec = _with_frames(model, _spec(model) if env is None else env)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "agent.zip"
         model.save(file)
@@ -99,8 +117,36 @@ def from_model(model: BaseAlgorithm, *, env: EnvSpec | None = None) -> SB3Agent:
         if wrapper is not None:
             statistics = Path(folder) / "statistics.pkl"
             wrapper.save(str(statistics))
-        agent = load(file, env=env, algorithm=name, vec_normalize=statistics)
+        contents = sb3_zip.read_zip(file, name)
+        agent = _agent(contents, spec, statistics, lambda: {k: getattr(model, k, None) for k in sb3_settings.PICKLED})
     return replace(agent, settings=replace(agent.settings, live=_live(model)))
+
+
+def _spec(model: BaseAlgorithm) -> EnvSpec:
+    spec = None if model.env is None else model.env.get_attr("spec")[0]
+    if spec is None:
+        raise LoadError("The model's environment has no id. Give it: prunerl.load(model, env=...).")
+    if any(wrapper.name != "Monitor" for wrapper in spec.additional_wrappers):
+        raise LoadError("The model's environment has wrappers. Name them: prunerl.load(model, env=EnvSpec(...)).")
+    return EnvSpec(spec.id, dict(spec.kwargs))
+
+
+def _with_frames(model: BaseAlgorithm, spec: EnvSpec) -> EnvSpec:
+    """Return the specification with the number of stacked frames, once all wrappers are known ones."""
+    frames, env = 1, model.env
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecFrameStack):
+            frames = env.stacked_obs.n_stack
+        elif not isinstance(env, _TRANSPARENT):
+            raise LoadError(
+                f"The model's environments are wrapped in {type(env).__name__}, which is not known. "
+                "Save the model, and load it with an environment that does the same: prunerl.load(path, env=...)."
+            )
+        env = env.venv
+    return replace(spec, frame_stack=frames) if spec.frame_stack == 1 else spec
+
+
+_TRANSPARENT = (VecNormalize, VecTransposeImage, VecMonitor, VecCheckNan)
 
 
 def _live(model: Any) -> Live:
@@ -117,6 +163,16 @@ def find_statistics(path: Path) -> Path | None:
         path.with_name("vecnormalize.pkl"),
     )
     return next((c for c in candidates if c.is_file()), None)
+
+
+def _check_policy_class(contents: sb3_zip.Contents) -> None:
+    found = contents.data.get("policy_class")
+    module = str(found.get("__module__", "stable_baselines3")) if isinstance(found, dict) else "stable_baselines3"
+    if module.split(".", maxsplit=1)[0] not in ("stable_baselines3", "sb3_contrib"):
+        raise LoadError(
+            f"{contents.path}: its policy is a class of {module!r}, whose layers are not known. Policies of "
+            "Stable-Baselines3 and sb3-contrib are supported, with any features extractor."
+        )
 
 
 def _check_spaces(contents: sb3_zip.Contents, env: EnvSpec, pair: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
@@ -160,6 +216,12 @@ def _canonical(contents: sb3_zip.Contents, agent: SB3Agent) -> SB3Agent:
     except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
         raise LoadError(f"{contents.path}: its policy cannot be rebuilt: {error}.") from error
     expected, second = policy.state_dict(), sb3_build.aliases(policy)
+    narrowed = sb3_build.extractor_kwargs(agent).get("features_extractor_class") is Narrowed
+    if narrowed and not sb3_zip.is_narrowed(contents.data.get("policy_kwargs") or {}):
+        own = next(name for name in expected if sb3_build.EXTRACTOR in name)
+        raise LoadError(
+            f"{contents.path}: tensor {own!r} and others do not have the shapes of their extractor's class."
+        )
     wrong = [
         n for n in sorted({*expected, *contents.tensors} - second.keys()) if not _fits(n, expected, contents.tensors)
     ]
@@ -186,30 +248,11 @@ def _same(first: Tensor, second: Tensor) -> bool:
 def _with_moments(agent: SB3Agent, contents: sb3_zip.Contents) -> SB3Agent:
     """Return the agent with the optimizers' moments by parameter name."""
     moments: dict[str, dict[str, Tensor]] = {}
-    model = sb3_build.Networks(sb3_build.build_policy(agent))
-    for name, optimizer in sb3_build.optimizers(model).items():
-        names = sb3_build.parameter_names(model, optimizer)
-        found = _moments(agent.state.tensors, contents.optimizers.get(name) or {}, names)
+    policy = sb3_build.build_policy(agent)
+    for name, optimizer in sb3_optimizers.optimizers(policy).items():
+        names = sb3_optimizers.parameter_names(policy, optimizer)
+        found = sb3_optimizers.saved_moments(agent.state.tensors, contents.optimizers.get(name) or {}, names)
         if found is None:
             return replace(agent, notes=(*agent.notes, "The optimizer's state does not fit and starts anew."))
         moments |= found
     return replace(agent, state=replace(agent.state, moments=moments))
-
-
-def _moments(
-    tensors: Mapping[str, Tensor], saved: Mapping[str, Any], names: list[str]
-) -> dict[str, dict[str, Tensor]] | None:
-    """Return moments by name, or None when they do not fit."""
-    state = saved.get("state") or {}
-    keys = (saved.get("param_groups") or [{}])[0].get("params") or range(len(names))
-    places = {key: place for place, key in enumerate(keys)}  # before 2020 PyTorch counted by address
-    moments = {}
-    for key, entries in state.items():
-        place = places.get(key, -1)
-        if not isinstance(key, int) or not 0 <= place < len(names):
-            return None
-        kept = {k: torch.as_tensor(v) for k, v in entries.items() if v is not None}
-        if any(v.dim() > 0 and v.shape != tensors[names[place]].shape for v in kept.values()):
-            return None
-        moments[names[place]] = kept
-    return moments

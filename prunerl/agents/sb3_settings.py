@@ -27,6 +27,9 @@ _SPECIAL = frozenset(
     "replay_buffer_kwargs target_entropy tensorboard_log policy_kwargs verbose seed device stats_window_size "
     "_init_setup_model".split()
 )
+PICKLED = ("policy_kwargs", "learning_rate", "clip_range", "clip_range_vf", "action_noise", "delta_std_schedule")
+"""What a zip pickles where it is not plain, and can be needed."""
+ENTROPY = ("log_ent_coef", "ent_coef_tensor")
 _CLIP_RANGE, _NOISE = 0.2, 0.05
 
 
@@ -70,20 +73,62 @@ class Settings:
 
 
 def read(
-    contents: sb3_zip.Contents, statistics: Path | None, action_space: gym.Space[Any], *, trust: bool
+    contents: sb3_zip.Contents,
+    statistics: Path | None,
+    action_space: gym.Space[Any],
+    *,
+    trusted: Mapping[str, Any] | None = None,
 ) -> tuple[Settings, tuple[str, ...]]:
     """Return the settings, and notes on what only a pickle knows.
 
+    Args:
+        contents: The zip.
+        statistics: File of ``VecNormalize`` statistics.
+        action_space: The environment's.
+        trusted: What the pickles hold, from :func:`unpickled` or a live model; None where they must not be run.
+
     Raises:
-        TrustError: The policy can only be built by running code from the zip, and ``trust`` is False.
+        TrustError: The policy can only be built by running code from the zip, and ``trusted`` is None.
     """
-    data, notes = contents.data, list[str]()
-    plain = {k: v for k, v in data.items() if not (isinstance(v, dict) and sb3_zip.SERIALIZED in v)}
+    plain = {k: v for k, v in contents.data.items() if not (isinstance(v, dict) and sb3_zip.SERIALIZED in v)}
+    if trusted is None:
+        policy = sb3_zip.policy_kwargs(contents)
+    else:
+        given = sb3_zip.unwrapped(trusted.get("policy_kwargs") or {}, contents.path)
+        policy = {k: v for k, v in given.items() if k not in sb3_zip.INFERRED}
+    notes: list[str] = []
+    settings = Settings(
+        _arguments(contents, plain, action_space, trusted or {}, notes),
+        policy,
+        {k: plain[k] for k in COUNTERS if k in plain},
+        {name: _options(state) for name, state in contents.optimizers.items()},
+        None if statistics is None else sb3_zip.vec_normalize(statistics),
+        int(plain.get("n_envs") or 1),
+        _entropy(contents),
+    )
+    return settings, tuple(notes)
+
+
+def unpickled(contents: sb3_zip.Contents) -> dict[str, Any]:
+    """Return what the zip's pickles hold, by running them: only where its author is trusted."""
+    from stable_baselines3.common.save_util import json_to_data
+
+    only = {k: contents.data[k] for k in PICKLED if contents.data.get(k) is not None}
+    loaded: dict[str, Any] = json_to_data(json.dumps(only))
+    return loaded
+
+
+def _arguments(
+    contents: sb3_zip.Contents,
+    plain: Mapping[str, Any],
+    action_space: gym.Space[Any],
+    trusted: Mapping[str, Any],
+    notes: list[str],
+) -> dict[str, Any]:
+    data = contents.data
     parameters = inspect.signature(algorithm_class(contents.algorithm).__init__).parameters
     arguments = {k: plain[k] for k in parameters if k in plain and k not in _SPECIAL}
-    arguments |= {"seed": None, "verbose": 0}
-    trusted = _trusted(contents) if trust else {}
-    arguments["learning_rate"] = trusted.get("learning_rate") or _learning_rate(contents, notes)
+    arguments |= {"seed": None, "verbose": 0, "learning_rate": _learning_rate(contents, trusted, notes)}
     if "clip_range" in parameters:
         arguments |= _clip_ranges(data, trusted, notes)
     if "train_freq" in parameters:
@@ -94,24 +139,8 @@ def read(
     if "target_entropy" in parameters:
         arguments["target_entropy"] = _target_entropy(data.get("target_entropy"), action_space)
     if "delta_std" in parameters:
-        arguments["delta_std"] = _delta_std(data.get("delta_std_schedule"), notes)
-    policy = (
-        sb3_zip.policy_kwargs(contents)
-        if not trust
-        else {k: v for k, v in (trusted.get("policy_kwargs") or {}).items() if k not in sb3_zip.INFERRED}
-    )
-    counters = {k: plain[k] for k in COUNTERS if k in plain}
-    normalization = None if statistics is None else sb3_zip.vec_normalize(statistics)
-    settings = Settings(
-        arguments,
-        policy,
-        counters,
-        {name: _options(state) for name, state in contents.optimizers.items()},
-        normalization,
-        int(plain.get("n_envs") or 1),
-        _entropy(contents),
-    )
-    return settings, tuple(notes)
+        arguments["delta_std"] = _delta_std(data.get("delta_std_schedule"), trusted, notes)
+    return arguments
 
 
 def _options(state: Any) -> dict[str, Any]:
@@ -129,25 +158,13 @@ def _entropy(contents: sb3_zip.Contents) -> dict[str, Any]:
     return found
 
 
-ENTROPY = ("log_ent_coef", "ent_coef_tensor")
-
-
-def _trusted(contents: sb3_zip.Contents) -> dict[str, Any]:
-    """Unpickle what the zip's author said; only with trust."""
-    from stable_baselines3.common.save_util import json_to_data
-
-    wanted = ("policy_kwargs", "learning_rate", "clip_range", "action_noise")
-    only = {k: contents.data[k] for k in wanted if contents.data.get(k) is not None}
-    loaded: dict[str, Any] = json_to_data(json.dumps(only))
-    return loaded
-
-
-def _learning_rate(contents: sb3_zip.Contents, notes: list[str]) -> Any:
-    found = sb3_zip.schedule(contents.data.get("learning_rate"))
-    if found is None:
-        found = sb3_zip.schedule(contents.data.get("lr_schedule"))
-    if found:  # some of the RL Zoo's zips say 0 beside the pickled function that was in force
-        return found
+def _learning_rate(contents: sb3_zip.Contents, trusted: Mapping[str, Any], notes: list[str]) -> Any:
+    for name in ("learning_rate", "lr_schedule"):
+        found = sb3_zip.schedule(contents.data.get(name))
+        if found:  # some of the RL Zoo's zips say 0 beside the pickled function that was in force
+            return found
+    if callable(trusted.get("learning_rate")):
+        return trusted["learning_rate"]
     groups = next((s.get("param_groups") for s in contents.optimizers.values() if s), None) or [{}]
     rate = float(groups[0].get("lr", 0.0))
     rate = rate if rate > 0 else 3e-4
@@ -156,13 +173,13 @@ def _learning_rate(contents: sb3_zip.Contents, notes: list[str]) -> Any:
 
 
 def _clip_ranges(data: Mapping[str, Any], trusted: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    found = trusted.get("clip_range") or sb3_zip.schedule(data.get("clip_range"))
+    found, value = (
+        sb3_zip.schedule(data.get(k)) if sb3_zip.schedule(data.get(k)) is not None else trusted.get(k)
+        for k in ("clip_range", "clip_range_vf")
+    )
     if found is None:
         notes.append(f"The clip range is a pickled function; {_CLIP_RANGE} is used if the agent trains on.")
-    return {
-        "clip_range": _CLIP_RANGE if found is None else found,
-        "clip_range_vf": sb3_zip.schedule(data.get("clip_range_vf")),
-    }
+    return {"clip_range": _CLIP_RANGE if found is None else found, "clip_range_vf": value}
 
 
 def _train_freq(data: Mapping[str, Any], default: int, notes: list[str]) -> Any:
@@ -185,8 +202,9 @@ def _target_entropy(value: Any, action_space: gym.Space[Any]) -> float:
         return -float(np.prod(action_space.shape or ()))
 
 
-def _delta_std(value: Any, notes: list[str]) -> Any:
+def _delta_std(value: Any, trusted: Mapping[str, Any], notes: list[str]) -> Any:
     found = sb3_zip.schedule(value)
+    found = trusted.get("delta_std_schedule") if found is None else found
     if found is None:
         notes.append(f"The width of the search is a pickled function; {_NOISE} is used if the agent trains on.")
     return _NOISE if found is None else found

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunerl.agents import inert
+from prunerl.agents import inert, sb3_extractors
 from prunerl.errors import LoadError, TrustError
 
 MAX_JSON = 64 * 2**20
@@ -190,47 +190,91 @@ INFERRED = frozenset(
 """What is read off the tensors' names and shapes."""
 
 
+EXTRACTORS = {f"stable_baselines3.common.torch_layers.{name}": known for name, known in sb3_extractors.STANDARD.items()}
+NARROWED = f"{sb3_extractors.Narrowed.__module__}.{sb3_extractors.Narrowed.__qualname__}"
+
+
 def policy_kwargs(contents: Contents) -> dict[str, Any]:
     """Return the policy's keyword arguments as far as the JSON says them; widths are read off the tensors instead.
 
     Raises:
         TrustError: An argument is neither plain nor a known class of PyTorch or Stable-Baselines3.
     """
-    from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-
-    classes: dict[str, Mapping[str, Any]] = {
-        "activation_fn": ACTIVATIONS,
-        "optimizer_class": {
-            "RMSpropTFLike": RMSpropTFLike,
-            **{name: getattr(torch.optim, name) for name in ("Adam", "AdamW", "RMSprop", "SGD")},
-        },
-        "features_extractor_class": {"FlattenExtractor": None},
-    }
     raw = contents.data.get("policy_kwargs") or {}
     result: dict[str, Any] = {}
     for key, value in raw.items():
         if key in (":type:", SERIALIZED) or key in INFERRED:
             continue
-        if key in classes:
-            name = _class_name(value)
-            if name not in classes[key]:
-                raise _untrusted(contents.path, f"policy_kwargs[{key!r}] = {value}")
-            if classes[key][name] is not None:
-                result[key] = classes[key][name]
-        elif key in PLAIN_POLICY_KWARGS and not (isinstance(value, dict) and SERIALIZED in value):
-            result[key] = value
-        else:
+        if key in ("activation_fn", "optimizer_class", "features_extractor_class"):
+            result[key] = _known_class(contents.path, key, value)
+        elif key not in PLAIN_POLICY_KWARGS or not _is_plain(key, value):
             raise _untrusted(contents.path, f"policy_kwargs[{key!r}]")
+        else:
+            result[key] = value
+    return unwrapped(result, contents.path)
+
+
+def unwrapped(kwargs: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a policy's keyword arguments with the extractor's own class in place of our wrapper of it."""
+    result = dict(kwargs)
+    found = result.get("features_extractor_class")
+    if found != NARROWED and getattr(found, "__module__", "") + "." + getattr(found, "__qualname__", "") != NARROWED:
+        return result
+    inner = result.get("features_extractor_kwargs") or {}
+    base = inner.get("base")
+    if isinstance(base, str) and base not in sb3_extractors.STANDARD:
+        raise _untrusted(path, f"policy_kwargs['features_extractor_kwargs']['base'] = {base}")
+    result["features_extractor_class"] = sb3_extractors.STANDARD[base] if isinstance(base, str) else base
+    result["features_extractor_kwargs"] = dict(inner.get("base_kwargs") or {})
     return result
 
 
-def schedule(value: Any) -> float | None:
-    """Return the constant behind a learning-rate or clip-range entry, or None when only its pickle knows it."""
+def is_narrowed(kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a policy's saved keyword arguments say that its extractor has other widths than its class."""
+    return NARROWED in str(kwargs.get("features_extractor_class"))
+
+
+def _known_class(path: Path, key: str, value: Any) -> Any:
+    """Return the class behind its name, ours for a narrowed extractor as its name."""
+    from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+    name = _class_name(value)
+    last, module = name.rpartition(".")[2], name.rpartition(".")[0]
+    if key == "features_extractor_class" and (name in EXTRACTORS or name == NARROWED):
+        return EXTRACTORS.get(name, NARROWED)
+    if key == "activation_fn" and last in ACTIVATIONS and module.startswith("torch.nn."):
+        return ACTIVATIONS[last]
+    if key == "optimizer_class" and last in ("Adam", "AdamW", "RMSprop", "SGD") and module.startswith("torch.optim."):
+        return getattr(torch.optim, last)
+    if key == "optimizer_class" and last == "RMSpropTFLike" and module.startswith("stable_baselines3."):
+        return RMSpropTFLike
+    raise _untrusted(path, f"policy_kwargs[{key!r}] = {value}")
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Say whether a value is the data itself; what JSON cannot hold stands there as a text that describes it."""
+    if key.endswith("_kwargs"):
+        return value is None or (isinstance(value, dict) and SERIALIZED not in value)
+    return not isinstance(value, dict)
+
+
+_NUMBER = r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
+
+
+def schedule(value: Any) -> Any:
+    """Return the number or the linear schedule behind an entry, or None when only its pickle knows it."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    text = str(_dict(value).get("value_schedule", ""))
-    match = re.fullmatch(r"ConstantSchedule\(val=([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\)", text)
-    return float(match.group(1)) if match else None
+    text = str(_dict(value).get("value_schedule", value if isinstance(value, str) else ""))
+    match = re.fullmatch(rf"ConstantSchedule\(val={_NUMBER}\)", text)
+    if match:
+        return float(match.group(1))
+    match = re.fullmatch(rf"LinearSchedule\(start={_NUMBER}, end={_NUMBER}, end_fraction={_NUMBER}\)", text)
+    if match is None:
+        return None
+    from stable_baselines3.common.utils import LinearSchedule
+
+    return LinearSchedule(*(float(number) for number in match.groups()))
 
 
 def train_frequency(value: Any) -> int | tuple[int, str] | None:
@@ -257,17 +301,21 @@ def vec_normalize(path: Path) -> dict[str, Any]:
             f"Statistics {path} cannot be read: {error.strerror}. Give the file of VecNormalize.save()."
         ) from error
     fields = getattr(root, "fields", {})
-    rms = getattr(fields.get("obs_rms"), "fields", {})
-    if fields.get("norm_obs", True) and not {"mean", "var"} <= set(rms):
+    found = {name: _statistics(fields.get(name)) for name in ("obs_rms", "ret_rms")}
+    if fields.get("norm_obs", True) and not found["obs_rms"]:
         raise LoadError(
             f"{path} holds no observation statistics of a VecNormalize. Save them with VecNormalize.save()."
         )
-    plain = ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward")
-    result: dict[str, Any] = {key: fields[key] for key in plain if key in fields}
-    for name in ("obs_rms", "ret_rms"):
-        found = getattr(fields.get(name), "fields", {})
-        result[name] = {key: found[key] for key in ("mean", "var", "count") if key in found}
-    return result
+    plain = ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward", "norm_obs_keys")
+    return {**{key: fields[key] for key in plain if fields.get(key) is not None}, **found}
+
+
+def _statistics(rms: Any) -> dict[str, Any]:
+    """Return mean, variance and count; of a dict of observations one such dict for each key."""
+    if isinstance(rms, dict):
+        return {str(key): _statistics(part) for key, part in rms.items()}
+    fields = getattr(rms, "fields", {})
+    return {key: fields[key] for key in ("mean", "var", "count") if key in fields} if "mean" in fields else {}
 
 
 def _dict(value: Any) -> Mapping[str, Any]:
@@ -276,7 +324,7 @@ def _dict(value: Any) -> Mapping[str, Any]:
 
 def _class_name(value: Any) -> str:
     match = re.fullmatch(r"<class '([\w.]+)'>", str(value))
-    return match.group(1).rpartition(".")[2] if match else str(value)
+    return match.group(1) if match else str(value)
 
 
 def _untrusted(path: Path, what: str) -> TrustError:
