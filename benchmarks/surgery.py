@@ -135,8 +135,7 @@ def sliced() -> Callable[[nn.Sequential], int]:
             weight, bias = layer.weight, layer.bias
             rows = None
             if index + 1 < len(linear):
-                score = torch.linalg.vector_norm(weight, ord=1, dim=1) + bias.abs()
-                score += torch.linalg.vector_norm(linear[index + 1].weight, ord=1, dim=0)
+                score = weight.abs().sum(1) + bias.abs() + linear[index + 1].weight.abs().sum(0)
                 rows = score.topk(len(score) // 2).indices.sort().values
                 weight, bias = weight.index_select(0, rows), bias.index_select(0, rows)
             if columns is not None:

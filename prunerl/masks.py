@@ -115,7 +115,7 @@ def hold(optimizer: Optimizer, parameters: Mapping[str, Tensor], masks: Masks) -
     keeper = _Keeper(
         [pair for pair in pairs if id(pair[0]) in trained], [pair for pair in pairs if id(pair[0]) not in trained]
     )
-    keeper.enforce(keeper.tensors(optimizer))
+    keeper.enforce(optimizer)
     before = optimizer.register_step_pre_hook(keeper.before)
     return Held((before, optimizer.register_step_post_hook(keeper.after)))
 
@@ -131,8 +131,10 @@ class _Keeper:
     def __init__(self, held: list[tuple[Tensor, Tensor]], followers: list[tuple[Tensor, Tensor]]) -> None:
         self.held = held
         self.followers = followers
-        self.known: list[Tensor] = []  # weights and moments that were masked; kept, so that no id is used again
+        self.known: list[Tensor] = []  # weights and moments that were masked
         self.versions: list[int] = []
+        self.state: list[Any] = []  # what the optimizer keeps for the weights; held on to, so that no id is used again
+        self.ids: list[int] = []
         self.written = False
 
     def before(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
@@ -141,43 +143,36 @@ class _Keeper:
         self.written = closure or type(optimizer) not in ELEMENTWISE or self.versions != _versions(self.known)
         pairs = [(p.grad, factor) for p, factor in self.held if p.grad is not None]
         if pairs:
-            with torch.no_grad():
-                torch._foreach_mul_([grad for grad, _ in pairs], [factor for _, factor in pairs])
+            torch._foreach_mul_([grad for grad, _ in pairs], [factor for _, factor in pairs])
 
     def after(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
-        tensors = self.tensors(optimizer)
         # The first step makes the moments, and load_state_dict puts others in their place.
-        if self.written or len(tensors) != len(self.known) or any(map(_differ, tensors, self.known)):
-            self.enforce(tensors)
+        if self.written or [id(value) for value in self.kept(optimizer)] != self.ids:
+            self.enforce(optimizer)
         else:
             self.versions = _versions(self.known)
 
-    def tensors(self, optimizer: Optimizer) -> list[Tensor]:
-        """Return each held weight followed by its moments."""
-        found: list[Tensor] = []
-        for parameter, _ in self.held:
-            found.append(parameter)
-            for key, value in optimizer.state[parameter].items() if parameter in optimizer.state else ():
-                if isinstance(value, Tensor) and value.shape == parameter.shape and key != "step":
-                    found.append(value)
-        return found
+    def kept(self, optimizer: Optimizer) -> list[Any]:
+        """Return what the optimizer keeps for the held weights, moments and counters alike."""
+        found = optimizer.state
+        return [value for parameter, _ in self.held if parameter in found for value in found[parameter].values()]
 
     @torch.no_grad()
-    def enforce(self, tensors: list[Tensor]) -> None:
+    def enforce(self, optimizer: Optimizer) -> None:
         """Multiply weights, moments and what follows them by their masks."""
-        factors: list[Tensor] = []
-        of_parameter = {id(parameter): factor for parameter, factor in self.held}
-        for tensor in tensors:
-            factors.append(of_parameter.get(id(tensor), factors[-1] if factors else tensor))
-        if tensors:
-            torch._foreach_mul_(tensors, factors)
-        if self.followers:
-            torch._foreach_mul_([t for t, _ in self.followers], [factor for _, factor in self.followers])
-        self.known, self.versions = tensors, _versions(tensors)
-
-
-def _differ(first: Tensor, second: Tensor) -> bool:
-    return first is not second
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for parameter, factor in self.held:
+            pairs.append((parameter, factor))
+            for key, value in optimizer.state[parameter].items() if parameter in optimizer.state else ():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and key != "step":
+                    pairs.append((value, factor))
+        every = pairs + self.followers
+        if every:
+            torch._foreach_mul_([tensor for tensor, _ in every], [factor for _, factor in every])
+        self.known = [tensor for tensor, _ in pairs]
+        self.versions = _versions(self.known)
+        self.state = self.kept(optimizer)
+        self.ids = [id(value) for value in self.state]
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:
