@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,13 +38,22 @@ class LayerUse:
     positions: int
 
 
+class Summed(NamedTuple):
+    """A dimension of a node's argument, and which units are at its places: (place, unit) pairs of each group."""
+
+    argument: int
+    dim: int
+    places: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """What the labels say at certain widths.
 
     Attributes:
         groups: Units that live or die together.
-        contracted: The (tensor, dimension) pairs that are summed over units.
+        contracted: The (tensor, dimension) pairs that are summed over units inside of an operator or a weight.
+        summed: Node of the graph → the dimensions of its arguments that it sums over.
         normalised: Node of a LayerNorm → name of a group that it runs over → (place, unit) pairs, shape (places, 2).
         uses: The layers, in order of computation.
         kept: Name of a layer or parameter → why its units are never cut.
@@ -52,18 +61,27 @@ class Analysis:
 
     groups: tuple[Group, ...]
     contracted: frozenset[Pair]
+    summed: Mapping[str, tuple[Summed, ...]]
     normalised: Mapping[str, Mapping[str, Tensor]]
     uses: tuple[LayerUse, ...]
     kept: Mapping[str, str]
 
 
-def analyse(module: fx.GraphModule, placeholders: Sequence[str | None], arguments: Sequence[Tensor]) -> Analysis:
+def analyse(
+    module: fx.GraphModule,
+    placeholders: Sequence[str | None],
+    arguments: Sequence[Tensor],
+    constants: Collection[str] = (),
+    shared: Sequence[tuple[str, ...]] = (),
+) -> Analysis:
     """Walk a graph once on example arguments.
 
     Args:
         module: The graph.
         placeholders: The tensor that each input of the graph is; None for the observation.
         arguments: The inputs.
+        constants: The tensors whose widths are never cut: the agent cannot be rebuilt with others.
+        shared: Names of one and the same tensor.
     """
     recorder = _Shapes(module)
     with torch.no_grad():
@@ -73,10 +91,12 @@ def analyse(module: fx.GraphModule, placeholders: Sequence[str | None], argument
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     for node, name in zip(inputs, placeholders, strict=True):
         if name is not None:
-            names[node] = name
             walk.weights.add(node)
+        if name is not None and name not in constants:
+            names[node] = name
             shape = walk.shape(node)
             walk.labels[node] = tuple(labels.along(len(shape), d, walk.elements.new(n)) for d, n in enumerate(shape))
+    _share(walk, names, shared)
     results: list[fx.Node] = []
     for node in module.graph.nodes:
         if node.op == "call_function":
@@ -86,6 +106,15 @@ def analyse(module: fx.GraphModule, placeholders: Sequence[str | None], argument
     for node in results:
         walk.keep(node, OUTPUT)
     return _gathered(walk, names)
+
+
+def _share(walk: Walk, names: Mapping[fx.Node, str], shared: Sequence[tuple[str, ...]]) -> None:
+    """Say that tensors that are one and the same have the same units, dimension by dimension."""
+    nodes = {name: node for node, name in names.items()}
+    for first, *others in shared:
+        for other in others:
+            for one, two in zip(walk.of(nodes[first]), walk.of(nodes[other]), strict=True):
+                walk.elements.join(one.ids, two.ids)
 
 
 class _Shapes(fx.Interpreter):
@@ -112,15 +141,17 @@ def _gathered(walk: Walk, names: Mapping[fx.Node, str]) -> Analysis:
     summed = np.zeros(walk.elements.count, dtype=bool)
     for own in walk.contracted:
         summed[own] = True
-    silenced = np.zeros(int(unit_of.max(initial=0)) + 1, dtype=bool)
-    for own in walk.multiplied:
-        silenced[unit_of[own]] = True
-    silenced[FIXED] = False
+    sums: dict[str, tuple[Summed, ...]] = {}
+    for node, argument, dim, own in walk.sums:
+        places = _places(groups, place_of, unit_of[own])
+        if places:
+            sums[node] = (*sums.get(node, ()), Summed(argument, dim, places))
     normalised = {node: _places(groups, place_of, unit_of[own]) for node, own in walk.normalised}
     return Analysis(
         groups=groups,
-        contracted=frozenset(pair for pair, own in ids.items() if summed[own].any() or silenced[unit_of[own]].any())
+        contracted=frozenset(pair for pair, own in ids.items() if summed[own].any())
         | frozenset(_derived(walk, names, ids, unit_of)),
+        summed=sums,
         normalised={node: found for node, found in normalised.items() if found},
         uses=uses,
         kept=_kept(ids, unit_of, reasons, uses, groups),
@@ -133,7 +164,7 @@ def _derived(walk: Walk, names: Mapping[fx.Node, str], ids: Mapping[Pair, Ids], 
     for use in walk.uses:
         weight = nodes[use.weight]
         reads = walk.ids(weight, 0 if use.transposed else 1)
-        if weight in names or reads is None:
+        if operators.stored(weight) or reads is None:
             continue
         units = set(unit_of[reads].tolist()) - {FIXED}
         for name in (names[n] for n in _above(walk, names, weight)):
@@ -201,6 +232,7 @@ def _groups(
     shares = _mixed(pair[starts] * np.int64(1_000_003) + counts)
     units, first = np.unique(unit[starts], return_index=True)
     signature = np.add.reduceat(shares, first)
+    made = {(use.weight, 1 if use.transposed else 0) for use in uses}
     groups = []
     for kind in dict.fromkeys(signature.tolist()):
         members = units[signature == kind]
@@ -209,7 +241,8 @@ def _groups(
         for p in np.unique(pair[mine]):
             rows = row[mine & (pair == p)].reshape(len(members), -1)
             slices.append(Slice(pairs[p][0], pairs[p][1], torch.from_numpy(rows)))
-        if len(slices) > 1:  # one dimension alone is a width of nothing, such as the 1 of a vector of lengths
+        # One dimension that no layer makes is a width of nothing, such as the 1 of a vector of lengths.
+        if len(slices) > 1 or (slices[0].tensor, slices[0].dim) in made:
             groups.append((members, tuple(slices)))
     named = _named(groups, uses)
     place = {int(u): (g, i) for g, (members, _) in enumerate(named.values()) for i, u in enumerate(members)}

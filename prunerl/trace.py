@@ -64,6 +64,7 @@ class Trace:
         kept_whole: Name of a layer → reason, for what will not be pruned.
         couplings: Name of a group → the (tensor, dimension) pairs that its units own.
         normalised: Names of groups that a LayerNorm runs over: without a unit it has other statistics.
+        shared: Names of tensors that are one and the same.
         example: The observations that the network was traced on.
     """
 
@@ -76,6 +77,7 @@ class Trace:
     kept_whole: Mapping[str, str]
     couplings: Mapping[str, tuple[tuple[str, int], ...]]
     normalised: frozenset[str]
+    shared: tuple[tuple[str, ...], ...]
     example: Tensor
     analyses: dict[tuple[Any, ...], Analysis] = field(default_factory=dict, repr=False)
 
@@ -123,8 +125,9 @@ def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) 
     names, constants, trainable = _placeholders(program)
     module = graph.without_widths(program.graph_module)
     example = observations.detach().clone()
-    bare = Trace(module, names, constants, trainable, (), None, {}, {}, frozenset(), example)
-    tensors = {n: t.detach() for n, t in network.state_dict(keep_vars=True).items()}
+    live = network.state_dict(keep_vars=True)
+    bare = Trace(module, names, constants, trainable, (), None, {}, {}, frozenset(), _shared(live), example)
+    tensors = {n: t.detach() for n, t in live.items()}
     found = _analysed(bare, tensors)
     layers = _layers(found, steps=example.shape[1] if recurrent else 1)
     results = next(n for n in module.graph.nodes if n.op == "output").all_input_nodes
@@ -164,23 +167,13 @@ def masked_forward(
     that is the one place where removing a unit is not the same as setting it to zero.
     """
     found = _analysed(traced, tensors)
-    removed: dict[tuple[str, int], Tensor] = {}
+    own = dict(tensors)
     for group in (g for g in groups if g.name in decision):
         for part in group.slices:
             if part.dim is not None and (part.tensor, part.dim) in found.contracted:
                 rows = part.index[~decision[group.name]].flatten()
-                removed[part.tensor, part.dim] = torch.cat([removed.get((part.tensor, part.dim), rows[:0]), rows])
-    layers = {layer.weight: layer for layer in traced.layers if layer.kind != "recurrent" and not layer.derived}
-    own = dict(tensors)
-    silent: dict[str, Tensor] = {}
-    for (name, dim), rows in removed.items():
-        layer = layers.get(name)
-        if layer is None or dim != (0 if layer.transposed else 1):
-            own[name] = own[name].index_fill(dim, rows, 0.0)
-        else:
-            keep = torch.ones(tensors[name].shape[dim], dtype=tensors[name].dtype).index_fill_(0, rows, 0.0)
-            shape = (-1,) if layer.kind == "linear" else (-1, *[1] * (tensors[name].dim() - 2))
-            silent |= dict.fromkeys(layer.nodes, keep.view(shape))
+                own[part.tensor] = own[part.tensor].index_fill(part.dim, rows, 0.0)
+    silent = {n: [(s.argument, s.dim, _gone(s.places, decision)) for s in sums] for n, sums in found.summed.items()}
     gone = {n: _gone(places, decision) for n, places in found.normalised.items()}
     result = _Masker(traced, silent, {node: places for node, places in gone.items() if len(places)}).run(
         *_arguments(traced, own, observations)
@@ -262,6 +255,14 @@ def _arguments(traced: Trace, tensors: Mapping[str, Tensor], observations: Tenso
     return [observations if name is None else known[name] for name in traced.placeholders]
 
 
+def _shared(live: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of each tensor that has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in live.items():
+        names.setdefault(id(tensor), []).append(name)
+    return tuple(tuple(same) for same in names.values() if len(same) > 1)
+
+
 def _placeholders(
     program: torch.export.ExportedProgram,
 ) -> tuple[tuple[str | None, ...], dict[str, Tensor], frozenset[str]]:
@@ -283,7 +284,8 @@ def _analysed(traced: Trace, tensors: Mapping[str, Tensor]) -> Analysis:
     key = tuple(tuple(tensors[name].shape) for name in traced.parameters)
     if key not in traced.analyses:
         try:
-            found = analyse(traced.module, traced.placeholders, _arguments(traced, tensors, traced.example))
+            inputs = _arguments(traced, tensors, traced.example)
+            found = analyse(traced.module, traced.placeholders, inputs, traced.constants, traced.shared)
         except RuntimeError as error:
             first = (str(error).strip().splitlines() or [""])[0]
             raise TraceError(f"The tensors' widths do not fit each other: {first}. Trace the network again.") from error
@@ -343,23 +345,26 @@ class _Recorder(fx.Interpreter):
 
 
 def _gone(places: Mapping[str, Tensor], decision: Decision) -> Tensor:
-    """Return the places of a LayerNorm whose units a decision gives up."""
+    """Return the places whose units a decision gives up."""
     found = [pairs[~decision[name][pairs[:, 1]], 0] for name, pairs in places.items() if name in decision]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
 
 
 class _Masker(fx.Interpreter):
-    """Run the graph with some inputs of layers set to zero, and LayerNorm without some places."""
+    """Run the graph with zeros in some places of what is summed over units, and LayerNorm without some places."""
 
-    def __init__(self, traced: Trace, silent: Mapping[str, Tensor], gone: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, traced: Trace, silent: Mapping[str, list[tuple[int, int, Tensor]]], gone: Mapping[str, Tensor]
+    ) -> None:
         super().__init__(traced.module)
         self.silent, self.gone = silent, gone
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.silent:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            at = 1 if n.target is torch.ops.aten.addmm.default else 0
-            masked = [a * self.silent[n.name] if i == at else a for i, a in enumerate(args)]
+            masked = list(args)
+            for argument, dim, places in self.silent[n.name]:
+                masked[argument] = masked[argument].index_fill(dim, places, 0.0)
             return self.call_function(n.target, tuple(masked), kwargs)
         if n.name in self.gone:
             return self._normalised(n, self.gone[n.name])

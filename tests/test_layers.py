@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "prunerl"
 
 LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("types", "errors"), 1),
-    **dict.fromkeys(("trace", "criteria", "decide", "schedules", "stats", "cost", "heads", "environments", "files"), 2),
+    **dict.fromkeys(("labels", "operators", "graph", "analysis", "trace", "criteria", "decide"), 2),
+    **dict.fromkeys(("schedules", "stats", "cost", "heads", "environments", "files"), 2),
     **dict.fromkeys(
         ("evidence", "remove", "masks", "rollout", "visits", "learner", "evaluate", "repair", "journal", "load"), 3
     ),

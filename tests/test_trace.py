@@ -238,8 +238,8 @@ GROUP_NORM = nn.Sequential(*IMAGE, nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(1
     ("network", "width", "layer", "reason"),
     [
         (nn.Sequential(nn.Linear(3, 4), nn.Softmax(dim=1), nn.Linear(4, 2)), 3, "0", r"softmax.* in layer '1' runs"),
-        (GROUP_NORM, 4, "1", r"groups of channels in layer '2'"),
-        (GROUPED, 4, "1", r"convolution of 2 groups in layer '2'"),
+        (GROUP_NORM, 4, "1", r"groups of channels.*group_norm.* in layer '2'"),
+        (GROUPED, 4, "1", r"convolution of 2 groups.*conv2d.* in layer '2'"),
         (Sorted(), 3, "hidden", r"aten\.sort.*has no rule"),
         (Normalised(), 3, "hidden", r"aten\.linalg_vector_norm.* runs over"),
         (Contracted(), 3, "hidden", r"aten\.einsum.*has no rule"),
