@@ -25,6 +25,7 @@ from torch import Tensor
 from prunerl.agents import resize, sb3_build, sb3_env, sb3_extractors, sb3_optimizers, sb3_policy
 from prunerl.agents.sb3_algorithms import ALGORITHMS, stacks
 from prunerl.agents.sb3_settings import COUNTERS, Settings
+from prunerl.agents.sb3_ties import ties
 from prunerl.errors import EnvironmentFailure
 from prunerl.types import Critic, EnvSpec, Policy, State, Tie
 
@@ -48,7 +49,7 @@ class SB3Agent:
     @property
     def ties(self) -> tuple[Tie, ...]:
         """Target networks follow the online ones, exploration noise the last hidden layer."""
-        return sb3_policy.ties_of(self)
+        return ties(self.algorithm, self.state.tensors)
 
     @cached_property
     def critics(self) -> tuple[Critic, ...]:

@@ -71,7 +71,12 @@ class View:
 def _channels_first(observations: Tensor, given: gym.Space[Any], seen: gym.Space[Any]) -> Tensor:
     if given.shape == seen.shape or len(given.shape or ()) != 3:
         return observations
-    return observations.permute(0, 3, 1, 2)
+    if seen.shape is not None and seen.shape[0] == 1:
+        # As NumPy lays it out for the library: convolutions of the two layouts differ in the last bit.
+        return observations.reshape(-1, *seen.shape)
+    moved = observations.permute(0, 3, 1, 2)
+    alone = not torch.compiler.is_compiling() and len(moved) == 1
+    return moved.contiguous() if alone else moved
 
 
 def normalizer(normalization: Mapping[str, Any] | None, space: gym.Space[Any]) -> Normalizer | None:

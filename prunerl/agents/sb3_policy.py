@@ -1,4 +1,4 @@
-"""The parts of Stable-Baselines3's policies that act and that judge, and what follows them when they are cut."""
+"""The parts of Stable-Baselines3's policies that act and that judge."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from prunerl.agents.sb3_algorithms import ALGORITHMS, critics, last_layer
+from prunerl.agents.sb3_algorithms import ALGORITHMS, critics
 from prunerl.agents.sb3_build import Described, build_policy, model_spaces
 from prunerl.agents.sb3_env import View, features, normalizer
 from prunerl.environments import packed_shape
-from prunerl.types import Critic, Head, Policy, State, Tie
+from prunerl.types import Critic, Head, Policy, State
 
 
 class _Acting(nn.Module):
@@ -41,6 +41,28 @@ class _Quantiles(_Acting):
 
     def forward(self, observations: Tensor) -> Tensor:
         return super().forward(observations).view(-1, *self.shape).mean(dim=1)
+
+
+class _Recurrent(_Acting):
+    """A recurrent actor: extractor, LSTM, hidden layers, output."""
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """Map sequences, shape (batch, time, *observation), from an empty memory to (batch, time, outputs)."""
+        batch, time = sequences.shape[:2]
+        extracted = self.get_submodule(self.order[0])(self.view(sequences.flatten(0, 1)))
+        hidden, _ = self.get_submodule("lstm_actor")(extracted.reshape(batch, time, -1).transpose(0, 1))
+        return self._out(hidden.transpose(0, 1))
+
+    def step(self, observations: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map observations, shape (batch, *observation), and a memory to the output and the next memory."""
+        extracted = self.get_submodule(self.order[0])(self.view(observations))
+        hidden, following = self.get_submodule("lstm_actor")(extracted.unsqueeze(0), memory)
+        return self._out(hidden[0]), tuple(following)
+
+    def _out(self, hidden: Tensor) -> Tensor:
+        for name in self.order[2:]:
+            hidden = self.get_submodule(name)(hidden)
+        return hidden
 
 
 class _Critic(nn.Module):
@@ -84,6 +106,7 @@ def policy_of(agent: Described) -> Policy:
         _head(agent.algorithm, action_space, built, agent.state),
         packed_shape(observation_space),
         normalizer(agent.settings.normalization, observation_space),
+        memory=_memory(agent),
         masked=agent.algorithm == "ppo_mask",
     )
 
@@ -91,12 +114,16 @@ def policy_of(agent: Described) -> Policy:
 def acting(agent: Described, policy: Any) -> nn.Module:
     """Return the network that acts, out of a live policy."""
     algorithm, view = ALGORITHMS[agent.algorithm], view_of(agent, policy)
-    if algorithm.family == "actor_critic":
+    if algorithm.family in ("actor_critic", "recurrent"):
+        recurrent = {"lstm_actor": policy.lstm_actor} if algorithm.family == "recurrent" else {}
         parts = {
             "features_extractor": policy.pi_features_extractor,
+            **recurrent,
             "mlp_extractor.policy_net": policy.mlp_extractor.policy_net,
             "action_net": policy.action_net,
         }
+        if recurrent:
+            return _Recurrent(view, parts, tuple(parts))
     elif algorithm.family == "q_network":
         root = algorithm.actor.removesuffix(".")
         network = getattr(policy, root)
@@ -118,6 +145,13 @@ def acting(agent: Described, policy: Any) -> nn.Module:
     quantiles = _Quantiles(view, parts, tuple(parts))
     quantiles.shape = (policy.n_quantiles, int(policy.action_space.n))
     return quantiles
+
+
+def _memory(agent: Described) -> tuple[tuple[int, ...], ...]:
+    if ALGORITHMS[agent.algorithm].family != "recurrent":
+        return ()
+    lstm = [t for name, t in agent.state.tensors.items() if name.startswith("lstm_actor.weight_hh_l")]
+    return ((len(lstm), lstm[0].shape[1]),) * 2
 
 
 def _head(algorithm: str, space: gym.Space[Any], policy: Any, state: State) -> Head:
@@ -163,27 +197,3 @@ def critics_of(agent: Described) -> tuple[Critic, ...]:
         Critic(f"qf{i}", _Critic({f"critic.qf{i}": getattr(policy.critic, f"qf{i}")}), judged, "qf")
         for i in range(critics(agent.state.tensors))
     )
-
-
-def ties_of(agent: Described) -> tuple[Tie, ...]:
-    """Return what follows: noise the last hidden layer, then each target network its online one."""
-    return (*_noise(agent), *_targets(agent.state))
-
-
-def _targets(state: State) -> list[Tie]:
-    pairs = [(n.replace("_target.", ".", 1), n) for n in state.tensors if n.partition(".")[0].endswith("_target")]
-    return [Tie(s, d, t, d) for s, t in pairs if s in state.tensors for d in range(state.tensors[s].dim())]
-
-
-def _noise(agent: Described) -> list[Tie]:
-    tensors = agent.state.tensors
-    family = ALGORITHMS[agent.algorithm].family
-    if family == "stochastic":
-        mean = f"{last_layer(agent.algorithm, tensors)}.weight"
-        if "actor.log_std" in tensors:  # gSDE
-            return [Tie(mean, 1, "actor.log_std", 0, copies=False)]
-        return [Tie(mean, 1, "actor.log_std.weight", 1, copies=False)]
-    log_std = tensors.get("log_std")
-    if log_std is not None and log_std.dim() == 2:
-        return [Tie("action_net.weight", 1, "log_std", 0, copies=False)]
-    return []

@@ -1,0 +1,220 @@
+"""Every algorithm with every kind of policy: taken over, cut, saved, loaded by its own library alone, trained on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import toy_env
+from torch import Tensor, nn
+
+import prunerl
+from prunerl import environments, heads
+from prunerl.agents.sb3 import SB3Agent
+from prunerl.agents.sb3_algorithms import ALGORITHMS, algorithm_class
+from prunerl.remove import remove
+from prunerl.trace import trace, unit_groups
+from prunerl.types import Decision
+
+pytest.importorskip("sb3_contrib", reason="sb3-contrib is not installed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One agent: algorithm, environment, and what differs from the smallest."""
+
+    algorithm: str
+    observes: str = "box"
+    acts: str = "discrete"
+    options: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    env: str = "Toy-v0"
+    name: str = "MlpPolicy"
+    steps: int = 24
+
+
+CNN: dict[str, Any] = {"features_extractor_kwargs": {"features_dim": 12}}
+DICT: dict[str, Any] = {"features_extractor_kwargs": {"cnn_output_dim": 12}}
+OWN: dict[str, Any] = {"features_extractor_class": toy_env.Custom}
+SDE: dict[str, Any] = {"use_sde": True}
+QF: dict[str, Any] = {"net_arch": {"pi": [8, 6], "qf": [7, 9]}}
+
+CASES = {
+    "ppo": Case("ppo"),
+    "ppo-gsde": Case("ppo", acts="box", options=SDE),
+    "ppo-gsde-half": Case("ppo", acts="box", options=SDE, policy={"full_std": False, "squash_output": True}),
+    "a2c-gsde": Case("a2c", acts="box", options=SDE),
+    "ppo-cnn": Case("ppo", "picture", name="CnnPolicy", policy=CNN),
+    "a2c-cnn-colour": Case("a2c", "colour", "box", name="CnnPolicy", policy=CNN),
+    "ppo-cnn-first": Case("ppo", "first", name="CnnPolicy", policy=CNN),
+    "ppo-cnn-separate": Case("ppo", "picture", name="CnnPolicy", policy={**CNN, "share_features_extractor": False}),
+    "ppo-cnn-linear": Case("ppo", "picture", name="CnnPolicy", policy={**CNN, "net_arch": []}),
+    "ppo-own": Case("ppo", "picture", name="CnnPolicy", policy=OWN),
+    "ppo-dict": Case("ppo", "dict", name="MultiInputPolicy", policy=DICT),
+    "ppo-flat-dict": Case("ppo", "flat_dict", name="MultiInputPolicy"),
+    "a2c": Case("a2c", acts="multi_discrete"),
+    "dqn": Case("dqn"),
+    "dqn-cnn": Case("dqn", "picture", name="CnnPolicy", policy=CNN),
+    "dqn-dict": Case("dqn", "dict", name="MultiInputPolicy", policy=DICT),
+    "sac": Case("sac", acts="box", policy=QF),
+    "sac-fixed": Case("sac", acts="matrix", options={"ent_coef": 0.1}, policy={"n_critics": 3}),
+    "sac-gsde": Case("sac", acts="box", options=SDE),
+    "sac-gsde-unclipped": Case("sac", acts="box", options=SDE, policy={"clip_mean": 0.0}),
+    "sac-cnn": Case("sac", "picture", "box", name="CnnPolicy", policy=CNN),
+    "sac-cnn-shared": Case("sac", "picture", "box", name="CnnPolicy", policy={**CNN, "share_features_extractor": True}),
+    "sac-own": Case("sac", "picture", "box", name="CnnPolicy", policy=OWN),
+    "td3": Case("td3", acts="box", policy=QF),
+    "td3-cnn": Case("td3", "picture", "box", name="CnnPolicy", policy=CNN),
+    "td3-cnn-shared": Case("td3", "picture", "box", name="CnnPolicy", policy={**CNN, "share_features_extractor": True}),
+    "td3-dict": Case("td3", "dict", "box", name="MultiInputPolicy", policy=DICT),
+    "ddpg": Case("ddpg", acts="box"),
+    "trpo": Case("trpo", acts="box"),
+    "ars": Case("ars", acts="box", steps=80),
+    "ars-unbiased": Case("ars", acts="box", policy={"with_bias": False, "squash_output": False}, steps=80),
+    "ars-discrete": Case("ars", steps=80),
+    "qrdqn": Case("qrdqn", policy={"n_quantiles": 5}),
+    "qrdqn-cnn": Case("qrdqn", "picture", name="CnnPolicy", policy={**CNN, "n_quantiles": 5}),
+    "tqc": Case("tqc", acts="box", policy={"n_quantiles": 5, "n_critics": 2}),
+    "tqc-gsde": Case("tqc", acts="box", options=SDE, policy={"n_quantiles": 5}),
+    "crossq": Case("crossq", acts="box", policy=QF),
+    "crossq-plain": Case("crossq", acts="box", policy={"batch_norm": False}),
+    "crossq-gsde": Case("crossq", acts="box", options=SDE),
+    "ppo_mask": Case("ppo_mask", env="Choosy-v0"),
+    "ppo_mask-cnn": Case("ppo_mask", "picture", env="Choosy-v0", name="CnnPolicy", policy=CNN),
+    "ppo_lstm": Case("ppo_lstm", name="MlpLstmPolicy"),
+    "ppo_lstm-gsde": Case("ppo_lstm", acts="box", options=SDE, name="MlpLstmPolicy"),
+    "ppo_lstm-two": Case("ppo_lstm", name="MlpLstmPolicy", policy={"n_lstm_layers": 2}),
+    "ppo_lstm-shared": Case(
+        "ppo_lstm", name="MlpLstmPolicy", policy={"shared_lstm": True, "enable_critic_lstm": False}
+    ),
+    "ppo_lstm-linear-critic": Case("ppo_lstm", name="MlpLstmPolicy", policy={"enable_critic_lstm": False}),
+    "ppo_lstm-cnn": Case("ppo_lstm", "picture", name="CnnLstmPolicy", policy=CNN),
+    "ppo_lstm-dict": Case("ppo_lstm", "dict", name="MultiInputLstmPolicy", policy=DICT),
+}
+
+ON_POLICY = {"n_steps": 16, "batch_size": 16, "n_epochs": 2}
+OFF_POLICY = {"learning_starts": 8, "buffer_size": 100, "batch_size": 8, "train_freq": 1}
+SMALLEST: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("ppo", "ppo_mask", "ppo_lstm"), ON_POLICY),
+    "a2c": {"n_steps": 8},
+    "trpo": {"n_steps": 16, "batch_size": 16, "n_critic_updates": 2},
+    "ars": {"n_delta": 2},
+    **dict.fromkeys(("dqn", "qrdqn"), {**OFF_POLICY, "target_update_interval": 4, "tau": 0.5}),
+    **dict.fromkeys(("sac", "tqc"), {**OFF_POLICY, "tau": 0.5}),
+    **dict.fromkeys(("td3", "ddpg"), {**OFF_POLICY, "tau": 0.5}),
+    "crossq": OFF_POLICY,
+}
+
+
+@functools.cache
+def trained(name: str) -> Any:
+    """Train an agent of a case for a moment."""
+    case = CASES[name]
+    policy = {"net_arch": [8, 6], "activation_fn": nn.Tanh, **case.policy}
+    if case.algorithm == "ppo_lstm":
+        policy["lstm_hidden_size"] = 8
+    env = gym.make(case.env, observes=case.observes, acts=case.acts)
+    cls = algorithm_class(case.algorithm)
+    options = {**SMALLEST[case.algorithm], **case.options}
+    with torch.random.fork_rng():
+        model = cls(case.name, env, policy_kwargs=policy, device="cpu", seed=0, **options)
+        return model.learn(case.steps)
+
+
+@functools.cache
+def taken(name: str) -> SB3Agent:
+    agent = prunerl.load(trained(name))
+    assert isinstance(agent, SB3Agent)
+    return agent
+
+
+def observed(agent: SB3Agent, count: int = 9) -> list[Any]:
+    """Return observations as the environment gives them."""
+    agent.spaces[0].seed(0)
+    return [agent.spaces[0].sample() for _ in range(count)]
+
+
+def packed(agent: SB3Agent, seen: list[Any]) -> np.ndarray:
+    return np.stack([environments.pack(agent.spaces[0], one) for one in seen])
+
+
+def batch(seen: list[Any]) -> Any:
+    return {k: np.stack([one[k] for one in seen]) for k in seen[0]} if isinstance(seen[0], dict) else np.stack(seen)
+
+
+def assert_acts_like(agent: SB3Agent, model: Any) -> None:
+    """Compare the actions with the library's, bit by bit; a recurrent one's with a memory."""
+    seen = observed(agent)
+    state, memory = None, heads.empty_memory(agent.policy, len(seen))
+    for turn in range(3 if agent.policy.memory else 1):
+        wanted, state = model.predict(batch(seen), state=state, deterministic=True)
+        got, memory = heads.step(agent.policy, packed(agent, seen), memory)
+        assert np.array_equal(got, wanted), turn
+        seen = seen[1:] + seen[:1]
+
+
+def inputs_of(agent: SB3Agent, *, stretches: bool = False) -> Tensor:
+    prepared = heads.prepare(agent.policy, packed(agent, observed(agent, 12)))
+    return prepared.reshape(3, 4, *prepared.shape[1:]) if agent.policy.memory and not stretches else prepared
+
+
+def some(groups: Any, decided: dict[str, int] | None = None) -> Decision:
+    """Keep about half of the units; twins are decided alike in number, by their groups' order."""
+    result = {}
+    for place, group in enumerate(groups):
+        generator = torch.Generator().manual_seed(len(group.name) + place)
+        order = torch.randperm(group.units, generator=generator)
+        result[group.name] = order < max(1, (group.units + 1) // 2)
+    return result
+
+
+def cut_actor(agent: SB3Agent) -> SB3Agent:
+    inputs = inputs_of(agent)
+    recurrent = bool(agent.policy.memory)
+    traced = trace(agent.policy.network, inputs[:2], recurrent=recurrent)
+    groups = unit_groups(traced, agent.state.tensors)
+    assert groups
+    return agent.with_state(remove(traced, agent.state, groups, some(groups), ties=agent.ties, observations=inputs))
+
+
+def cut_critics(agent: SB3Agent) -> SB3Agent:
+    for place in range(len(agent.critics)):
+        critic = agent.critics[place]
+        inputs = critic.inputs(inputs_of(agent))
+        traced = trace(critic.network, inputs[:2])
+        groups = unit_groups(traced, agent.state.tensors)
+        assert {g.units for g in groups} if place else groups
+        state = remove(traced, agent.state, groups, some(groups), ties=agent.ties, observations=inputs)
+        agent = replace_state(agent, state, last=place == len(agent.critics) - 1)
+    return agent
+
+
+def replace_state(agent: SB3Agent, state: Any, *, last: bool) -> SB3Agent:
+    return agent.with_state(state)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_taken_over_as_it_is(name: str) -> None:
+    model, agent = trained(name), taken(name)
+    assert agent.algorithm == CASES[name].algorithm
+    live = model.policy.state_dict()
+    rebuilt = agent.model()
+    assert all(torch.equal(t, live[n]) for n, t in rebuilt.policy.state_dict().items())
+    assert rebuilt.policy.state_dict().keys() == live.keys()
+    assert_acts_like(agent, model)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cut(name: str) -> None:
+    agent = taken(name)
+    small = cut_actor(agent)
+    assert_acts_like(small, small.model())
