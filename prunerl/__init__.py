@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prunerl.agents.module import from_module as from_module
+from prunerl.check import check_agent as check_agent
 from prunerl.evaluate import compare as compare
 from prunerl.evaluate import evaluate as evaluate
 from prunerl.load import load as load
@@ -11,6 +13,17 @@ from prunerl.types import VERSION as VERSION
 from prunerl.types import Agent as Agent
 from prunerl.types import EnvSpec as EnvSpec
 
-__all__ = ["VERSION", "Agent", "EnvSpec", "Result", "compare", "evaluate", "load", "prune"]
+__all__ = [
+    "VERSION",
+    "Agent",
+    "EnvSpec",
+    "Result",
+    "check_agent",
+    "compare",
+    "evaluate",
+    "from_module",
+    "load",
+    "prune",
+]
 
 __version__ = VERSION

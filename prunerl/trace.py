@@ -113,7 +113,8 @@ def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) 
     Raises:
         TraceError: ``torch.export`` cannot read the network.
     """
-    dynamic = {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.DYNAMIC} if recurrent else {})}
+    # PyTorch's own LSTM fixes the time, which is in no shape of the graph: AUTO lets it.
+    dynamic = {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.AUTO} if recurrent else {})}
     try:
         program = torch.export.export(network, (observations,), dynamic_shapes=(dynamic,))
     except Exception as error:  # torch.export raises many types; all mean that the network is not a plain graph
@@ -252,7 +253,8 @@ def features(layer: Layer, values: Tensor) -> Tensor:
 
 def _arguments(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> list[Tensor]:
     known = {**traced.constants, **tensors}
-    return [observations if name is None else known[name] for name in traced.placeholders]
+    unread = torch.empty(0)  # of a target network, say, which the graph lists but does not use
+    return [observations if name is None else known.get(name, unread) for name in traced.placeholders]
 
 
 def _shared(live: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:

@@ -18,7 +18,8 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(
         ("evidence", "remove", "masks", "rollout", "visits", "learner", "evaluate", "repair", "journal", "load"), 3
     ),
-    **dict.fromkeys(("attempt", "search", "baselines", "loop", "report"), 4),
+    "promises": 3,
+    **dict.fromkeys(("attempt", "search", "baselines", "loop", "report", "check"), 4),
     **dict.fromkeys(("progress", "cli"), 5),
 }
 """The first part of a module's name below the package → its layer."""

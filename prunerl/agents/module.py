@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunerl import environments, heads
-from prunerl.agents import module_optimizer
+from prunerl.agents import module_file, module_optimizer
 from prunerl.agents.module_checks import check_forward, check_normalizer, check_tensors, example_of, pairs
 from prunerl.agents.module_head import Meaning, head_of
 from prunerl.agents.module_network import (
@@ -214,9 +214,7 @@ class ModuleAgent:
         Raises:
             RunError: The file cannot be written.
         """
-        from prunerl.agents import module_file
-
-        module_file.save(self, path)
+        module_file.save(path, self, self.adapter.targets)
 
 
 def from_module(
@@ -334,8 +332,6 @@ def load_module(
     Raises:
         LoadError: The file is not such a file, or not of such a module.
     """
-    from prunerl.agents import module_file
-
     settings, state = module_file.read(path)
     agent = from_module(
         module,

@@ -8,22 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from prunerl.errors import LoadError
 from prunerl.files import write_atomically
-from prunerl.types import VERSION, EnvSpec, FloatArray, Head, Normalizer, State
-
-if TYPE_CHECKING:
-    from prunerl.agents.module import ModuleAgent
+from prunerl.types import VERSION, Agent, EnvSpec, FloatArray, Head, Normalizer, State
 
 FORMAT = "prunerl module 1"
 
 
-def save(agent: ModuleAgent, path: str | Path) -> None:
+def save(path: str | Path, agent: Agent, targets: Mapping[str, str]) -> None:
     """Write an agent's file, and the one for training beside it where there is something for it.
 
     Raises:
@@ -46,7 +43,7 @@ def save(agent: ModuleAgent, path: str | Path) -> None:
         "normalizer": None if policy.normalizer is None else _plain(policy.normalizer),
         "masked": policy.masked,
         "stacks": list(agent.stacks),
-        "targets": dict(agent.adapter.targets),
+        "targets": dict(targets),
         "shapes": {n: list(t.shape) for n, t in state.tensors.items()},
     }
     moments = {f"moments/{k}/{n}": m for n, entries in state.moments.items() for k, m in entries.items()}

@@ -172,7 +172,9 @@ def noise_ties(module: nn.Module) -> tuple[Tie, ...]:
         mean = start + next((n for n in matrices if "mu" in n.lower()), matrices[0])
         for name, tensor in own.items():
             if start + name != mean and tensor is not None:
-                ties += [Tie(mean, dim, start + name, place) for dim, place in _dims(name, tensor, widths)]
+                ties += [
+                    Tie(mean, dim, start + name, place, copies=False) for dim, place in _dims(name, tensor, widths)
+                ]
     return tuple(ties)
 
 
