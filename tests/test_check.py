@@ -75,13 +75,8 @@ class Wrapped:
         return getattr(inner, name)
 
 
-def tied(agent: ModuleAgent) -> tuple[Tie, ...]:
-    """The values read the features, which the policy shares."""
-    return (*agent.ties, *(Tie("q.0.weight", 1, f"{v}.weight", 1, copies=False) for v in ("v1", "v2")))
-
-
 def adapter(**broken: Callable[[Any], Any]) -> Any:
-    return Wrapped(good(), {"ties": tied, **broken})
+    return Wrapped(good(), broken)
 
 
 def test_a_module_passes() -> None:
@@ -164,14 +159,12 @@ def shared(inner: Any) -> Any:
 
 def stubborn(inner: Any) -> Any:
     """Give the same agent whatever the state."""
-    return lambda state: Wrapped(inner, {"ties": tied, "with_state": stubborn})
+    return lambda state: Wrapped(inner, {"with_state": stubborn})
 
 
 def forgets(part: str) -> Callable[[Any], Any]:
     def with_state(inner: Any) -> Any:
-        return lambda state: Wrapped(
-            inner.with_state(replace(state, **{part: {}})), {"ties": tied, "with_state": with_state}
-        )
+        return lambda state: Wrapped(inner.with_state(replace(state, **{part: {}})), {"with_state": with_state})
 
     return with_state
 
@@ -186,7 +179,7 @@ def keeps_width(inner: Any) -> Any:
             tensors[name][tuple(slice(n) for n in state.tensors[name].shape)] = state.tensors[name]
         return inner.with_state(replace(state, tensors=tensors, moments={}))
 
-    return lambda state: Wrapped(with_state(state) if small(state, inner) else inner.with_state(state), {"ties": tied})
+    return lambda state: Wrapped(with_state(state) if small(state, inner) else inner.with_state(state), {})
 
 
 def small(state: State, inner: Any) -> bool:
@@ -197,7 +190,7 @@ def changes_itself(inner: Any) -> Any:
     def with_state(state: State) -> Any:
         for name, parameter in inner.policy.network.named_parameters():
             parameter.data.copy_(state.tensors[name])
-        return Wrapped(inner.with_state(state), {"ties": tied})
+        return Wrapped(inner.with_state(state), {})
 
     return with_state
 
@@ -207,7 +200,7 @@ def deaf_to_depth(inner: Any) -> Any:
         missing = {n: t for n, t in inner.state.tensors.items() if n not in state.tensors}
         if missing:
             raise KeyError(min(missing))
-        return Wrapped(inner.with_state(state), {"ties": tied, "with_state": deaf_to_depth})
+        return Wrapped(inner.with_state(state), {"with_state": deaf_to_depth})
 
     return with_state
 
@@ -289,7 +282,7 @@ BROKEN: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
     "tie": ({"ties": lambda inner: (Tie("q.0.weight", 0, "q.9.weight", 0),)}, "no dimension 0 of 'q.9.weight'"),
     "tie size": ({"ties": lambda inner: (Tie("q.0.weight", 1, "q.0.bias", 0),)}, "the target has 6 entries there"),
     "target": (
-        {"ties": lambda inner: tuple(t for t in tied(inner) if not t.target.startswith("q_target"))},
+        {"ties": lambda inner: tuple(t for t in inner.ties if not t.target.startswith("q_target"))},
         "'q_target.*' does not follow 'q.*'.*Say so in agent.ties",
     ),
     "critic": (
@@ -309,7 +302,7 @@ BROKEN: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
         "Critic 'v1' cannot be traced",
     ),
     "shared features": (
-        {"ties": lambda inner: inner.ties},
+        {"ties": lambda inner: tuple(t for t in inner.ties if t.copies)},
         "Critic 'v1' does not run.*ties say what follows the policy",
     ),
     "depth": ({"with_state": deaf_to_depth}, "Without layer 'q.0' with_state.. fails: KeyError"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunerl.agents.resize import resize
 from prunerl.environments import packed_shape
 from prunerl.errors import LoadError
+from prunerl.trace import Trace
 from prunerl.types import Tie
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -188,3 +189,23 @@ def _dims(name: str, tensor: Tensor, widths: tuple[Any, Any]) -> list[tuple[int,
     # Where both widths are equal the name has to tell.
     inner = inner or (widths[0] == widths[1] and re.search(r"(^|_)(p|in|input)$", name) is not None)
     return [(1 if inner else 0, 0)]
+
+
+def shared_ties(acting: Trace, others: Sequence[Trace], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Tie, ...]:
+    """Return what of other networks reads or makes units that the network that acts has too.
+
+    Args:
+        acting: Trace of the network that acts.
+        others: Traces of the others.
+        shapes: Shape of each tensor.
+    """
+    owned = {part: name for name, parts in acting.couplings.items() for part in parts}
+    ties: dict[tuple[str, int], Tie] = {}
+    for parts in (parts for other in others for parts in other.couplings.values()):
+        units = next((owned[part] for part in parts if part in owned), None)
+        for target, place in parts if units is not None else ():
+            width = shapes[target][place]
+            same = [(n, d) for n, d in acting.couplings[units or ""] if shapes[n][d] == width]
+            if (target, place) not in owned and same:
+                ties.setdefault((target, place), Tie(*same[0], target, place, copies=False))
+    return tuple(ties.values())

@@ -247,6 +247,40 @@ def test_critics_see_what_they_value() -> None:
         assert {n for n, _ in critic.network.named_parameters()} <= set(agent.state.tensors)
 
 
+class Features(nn.Module):
+    """What acts and what is needed only to train read the same convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3)
+        self.mean, self.log_std, self.value = (nn.Linear(6 * 2, n) for n in (2, 2, 1))
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x.reshape(-1, 1, 4, 3))).flatten(1)
+
+
+def test_what_is_shared_is_cut_along() -> None:
+    env = EnvSpec("CartPole-v1", {}, (("gymnasium.wrappers:FrameStackObservation", {"stack_size": 3}),))
+    agent = from_module(
+        Features(),
+        env=env,
+        head="q_values",
+        forward=lambda m, o: m.mean(m.features(o.reshape(-1, 12))),
+        critics={
+            "value": lambda m, o: m.value(m.features(o.reshape(-1, 12))),
+            "log_std": lambda m, o: m.log_std(m.features(o.reshape(-1, 12))),
+        },
+    )
+    smaller, _, _ = halved(agent)
+    live: Any = smaller.module()
+    assert live.conv.out_channels == 3
+    assert live.value.in_features == live.log_std.in_features == live.mean.in_features == 6
+    columns = torch.tensor([0, 1, 4, 5, 8, 9])  # of the channels 0, 2 and 4
+    wide = agent.state.tensors
+    assert torch.equal(live.log_std.weight, wide["log_std.weight"][:, columns])
+    assert torch.equal(live.value.weight, wide["value.weight"][:, columns])
+
+
 def test_noise_follows_the_means() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(Noisy(4, 6), nn.ReLU(), Noisy(6, 6), nn.ReLU(), Noisy(6, 2))
