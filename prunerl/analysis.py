@@ -56,6 +56,7 @@ class Analysis:
         summed: Node of the graph → the dimensions of its arguments that it sums over.
         normalised: Node of a LayerNorm → name of a group that it runs over → (place, unit) pairs, shape (places, 2).
         uses: The layers, in order of computation.
+        whole: The pairs of which nothing is ever cut.
         kept: Name of a layer or parameter → why its units are never cut.
     """
 
@@ -64,6 +65,7 @@ class Analysis:
     summed: Mapping[str, tuple[Summed, ...]]
     normalised: Mapping[str, Mapping[str, Tensor]]
     uses: tuple[LayerUse, ...]
+    whole: frozenset[Pair]
     kept: Mapping[str, str]
 
 
@@ -73,6 +75,7 @@ def analyse(
     arguments: Sequence[Tensor],
     constants: Collection[str] = (),
     shared: Sequence[tuple[str, ...]] = (),
+    whole: Collection[Pair] = (),
 ) -> Analysis:
     """Walk a graph once on example arguments.
 
@@ -82,6 +85,8 @@ def analyse(
         arguments: The inputs.
         constants: The tensors whose widths are never cut: the agent cannot be rebuilt with others.
         shared: Names of one and the same tensor.
+        whole: What was found before to be never cut. At other widths it could look like a unit: where a layer is left
+            with one unit, numbers that served several of them serve one.
     """
     recorder = _Shapes(module)
     with torch.no_grad():
@@ -95,7 +100,9 @@ def analyse(
         if name is not None and name not in constants:
             names[node] = name
             shape = walk.shape(node)
-            walk.labels[node] = tuple(labels.along(len(shape), d, walk.elements.new(n)) for d, n in enumerate(shape))
+            walk.labels[node] = tuple(
+                labels.along(len(shape), d, walk.elements.new(n)) for d, n in enumerate(shape) if (name, d) not in whole
+            )
     _share(walk, names, shared)
     results: list[fx.Node] = []
     for node in module.graph.nodes:
@@ -113,8 +120,8 @@ def _share(walk: Walk, names: Mapping[fx.Node, str], shared: Sequence[tuple[str,
     nodes = {name: node for node, name in names.items()}
     for first, *others in shared:
         for other in others:
-            for one, two in zip(walk.of(nodes[first]), walk.of(nodes[other]), strict=True):
-                walk.elements.join(one.ids, two.ids)
+            for d in range(len(walk.shape(nodes[first]))):
+                walk.line_up(walk.ids(nodes[first], d), walk.ids(nodes[other], d), "is another tensor as well")
 
 
 class _Shapes(fx.Interpreter):
@@ -135,7 +142,7 @@ class _Shapes(fx.Interpreter):
 
 def _gathered(walk: Walk, names: Mapping[fx.Node, str]) -> Analysis:
     unit_of, reasons = walk.elements.classes()
-    ids = {(names[node], d): f.ids.ravel() for node in names for d, f in enumerate(walk.of(node))}
+    ids = {(names[node], f.dims[0]): f.ids.ravel() for node in names for f in walk.of(node)}
     uses = tuple(_uses(walk, names))
     groups, place_of = _groups({pair: unit_of[own] for pair, own in ids.items()}, uses)
     summed = np.zeros(walk.elements.count, dtype=bool)
@@ -154,6 +161,7 @@ def _gathered(walk: Walk, names: Mapping[fx.Node, str]) -> Analysis:
         summed=sums,
         normalised={node: found for node, found in normalised.items() if found},
         uses=uses,
+        whole=frozenset(pair for pair, own in ids.items() if not unit_of[own].any()),
         kept=_kept(ids, unit_of, reasons, uses, groups),
     )
 
@@ -205,8 +213,19 @@ def _parameter(walk: Walk, names: Mapping[fx.Node, str], node: fx.Node) -> tuple
     if operators.name(node) in ("t", "transpose", "numpy_T", "mT", "permute") and source in names:
         return names[source], False, True  # type: ignore[index]
     above = _above(walk, names, node)
-    alike = [n for n in above if walk.shape(n) == walk.shape(node)] or above
-    return (names[alike[0]] if alike else None), True, False
+    for order in ((0, 1), (1, 0)):
+        alike = next((n for n in above if _same_units(walk, node, n, order)), None)
+        if alike is not None:
+            return names[alike], True, order == (1, 0)
+    return (names[above[0]] if above else None), True, False
+
+
+def _same_units(walk: Walk, node: fx.Node, parameter: fx.Node, order: tuple[int, int]) -> bool:
+    """Return whether the first two dimensions of two weights have the same elements, in this order."""
+    if len(walk.shape(node)) != len(walk.shape(parameter)) or len(walk.shape(node)) < 2:
+        return False
+    pairs = [(walk.ids(node, d), walk.ids(parameter, own)) for d, own in enumerate(order)]
+    return all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
 
 
 def _groups(

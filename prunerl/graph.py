@@ -64,6 +64,8 @@ def _norm(module: fx.GraphModule, node: fx.Node, operator: str) -> None:
 def _memory(module: fx.GraphModule, node: fx.Node) -> None:
     """Let the empty memory of a recurrent layer fit its weights."""
     args: list[Any] = list(node.args)
+    if len(args[2]) > (4 if args[3] else 2) * int(args[4]) * (2 if args[7] else 1):
+        return  # with projections, whose units are kept
     count = int(args[4]) * (2 if args[7] else 1)
     batch = (0 if args[8] else 1) if len(args[0].meta["val"].shape) == 3 else None
 

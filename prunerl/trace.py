@@ -65,6 +65,7 @@ class Trace:
         couplings: Name of a group → the (tensor, dimension) pairs that its units own.
         normalised: Names of groups that a LayerNorm runs over: without a unit it has other statistics.
         shared: Names of tensors that are one and the same.
+        whole: The (tensor, dimension) pairs of which nothing is ever cut.
         example: The observations that the network was traced on.
     """
 
@@ -78,6 +79,7 @@ class Trace:
     couplings: Mapping[str, tuple[tuple[str, int], ...]]
     normalised: frozenset[str]
     shared: tuple[tuple[str, ...], ...]
+    whole: frozenset[tuple[str, int]]
     example: Tensor
     analyses: dict[tuple[Any, ...], Analysis] = field(default_factory=dict, repr=False)
 
@@ -113,8 +115,7 @@ def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) 
     Raises:
         TraceError: ``torch.export`` cannot read the network.
     """
-    # PyTorch's own LSTM fixes the time, which is in no shape of the graph: AUTO lets it.
-    dynamic = {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.AUTO} if recurrent else {})}
+    dynamic = {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.DYNAMIC} if recurrent else {})}
     try:
         program = torch.export.export(network, (observations,), dynamic_shapes=(dynamic,))
     except Exception as error:  # torch.export raises many types; all mean that the network is not a plain graph
@@ -127,7 +128,9 @@ def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) 
     module = graph.without_widths(program.graph_module)
     example = observations.detach().clone()
     live = network.state_dict(keep_vars=True)
-    bare = Trace(module, names, constants, trainable, (), None, {}, {}, frozenset(), _shared(live), example)
+    bare = Trace(
+        module, names, constants, trainable, (), None, {}, {}, frozenset(), _shared(live), frozenset(), example
+    )
     tensors = {n: t.detach() for n, t in live.items()}
     found = _analysed(bare, tensors)
     layers = _layers(found, steps=example.shape[1] if recurrent else 1)
@@ -138,6 +141,7 @@ def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) 
         output=next((e.name for e in layers if e.kind == "linear" and {n.name for n in results} == set(e.nodes)), None),
         kept_whole=dict(found.kept),
         couplings={g.name: tuple((p.tensor, p.dim or 0) for p in g.slices) for g in found.groups},
+        whole=found.whole,
         normalised=frozenset(name for places in found.normalised.values() for name in places),
     )
 
@@ -253,8 +257,7 @@ def features(layer: Layer, values: Tensor) -> Tensor:
 
 def _arguments(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> list[Tensor]:
     known = {**traced.constants, **tensors}
-    unread = torch.empty(0)  # of a target network, say, which the graph lists but does not use
-    return [observations if name is None else known.get(name, unread) for name in traced.placeholders]
+    return [observations if name is None else known[name] for name in traced.placeholders]
 
 
 def _shared(live: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
@@ -287,7 +290,7 @@ def _analysed(traced: Trace, tensors: Mapping[str, Tensor]) -> Analysis:
     if key not in traced.analyses:
         try:
             inputs = _arguments(traced, tensors, traced.example)
-            found = analyse(traced.module, traced.placeholders, inputs, traced.constants, traced.shared)
+            found = analyse(traced.module, traced.placeholders, inputs, traced.constants, traced.shared, traced.whole)
         except RuntimeError as error:
             first = (str(error).strip().splitlines() or [""])[0]
             raise TraceError(f"The tensors' widths do not fit each other: {first}. Trace the network again.") from error
