@@ -115,9 +115,11 @@ def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) 
     Raises:
         TraceError: ``torch.export`` cannot read the network.
     """
-    dynamic = {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.DYNAMIC} if recurrent else {})}
+    # PyTorch's own LSTM fixes the time, which is in no shape of the graph: AUTO lets it.
+    dynamic = {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.AUTO} if recurrent else {})}
     try:
-        program = torch.export.export(network, (observations,), dynamic_shapes=(dynamic,))
+        with torch.no_grad():  # where the network turns gradients off itself, the graph would be in two parts
+            program = torch.export.export(network, (observations,), dynamic_shapes=(dynamic,))
     except Exception as error:  # torch.export raises many types; all mean that the network is not a plain graph
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(

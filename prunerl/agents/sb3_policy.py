@@ -48,9 +48,9 @@ class _Recurrent(_Acting):
 
     def forward(self, sequences: Tensor) -> Tensor:
         """Map sequences, shape (batch, time, *observation), from an empty memory to (batch, time, outputs)."""
-        batch, time = sequences.shape[:2]
         extracted = self.get_submodule(self.order[0])(self.view(sequences.flatten(0, 1)))
-        hidden, _ = self.get_submodule("lstm_actor")(extracted.reshape(batch, time, -1).transpose(0, 1))
+        # The batch is said and the time left open: torch.export would take the time of its example for all.
+        hidden, _ = self.get_submodule("lstm_actor")(extracted.unflatten(0, (sequences.shape[0], -1)).transpose(0, 1))
         return self._out(hidden.transpose(0, 1))
 
     def step(self, observations: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
