@@ -1,9 +1,8 @@
-"""Read a Stable-Baselines3 zip as data: tensors with ``weights_only=True``, settings from its JSON, no pickle."""
+"""Read a Stable-Baselines3 zip as data: tensors and settings that are plain, from its JSON; no pickle runs."""
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import zipfile
@@ -12,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunerl.agents import inert, sb3_extractors
+from prunerl.agents import inert, sb3_extractors, torch_file
 from prunerl.errors import LoadError, TrustError
 
-MAX_JSON = 64 * 2**20
+MAX_JSON = 16 * 2**20
 MAX_TENSORS = 2**31
+UNPACKED, INFLATION = 2**20, 100
+"""An entry that is larger than the first may be so many times as large as in the zip; weights hardly shrink."""
 
 SERIALIZED = ":serialized:"
 OPTIMIZERS = ("policy.optimizer", "actor.optimizer", "critic.optimizer", "ent_coef_optimizer")
@@ -58,68 +60,92 @@ def read_zip(path: Path, algorithm: str | None = None) -> Contents:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            data = json.loads(_entry(archive, path, "data", MAX_JSON))
-            tensors = _torch(_entry(archive, path, "policy.pth", MAX_TENSORS), path, "policy.pth")
-            optional = [
-                name
-                for name in (*(f"{o}.pth" for o in OPTIMIZERS), "pytorch_variables.pth", "tensors.pth")
-                if name in archive.namelist()
-            ]
-            others = {
+            data = _settings(_entry(archive, path, "data", MAX_JSON), path)
+            names = [*(f"{o}.pth" for o in OPTIMIZERS), "pytorch_variables.pth", "tensors.pth"]
+            found = {
                 name.removesuffix(".pth"): _torch(_entry(archive, path, name, MAX_TENSORS), path, name)
-                for name in optional
+                for name in ("policy.pth", *(n for n in names if n in archive.namelist()))
             }
+    except LoadError:
+        raise
     except FileNotFoundError as error:
         raise LoadError(f"No file at {path}. Give the path of a Stable-Baselines3 zip.") from error
     except IsADirectoryError as error:
         raise LoadError(f"{path} is a folder, not a Stable-Baselines3 zip. Give the zip inside it.") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
-        raise LoadError(f"{path} is not a readable zip ({error}). Save the agent again, or copy it again.") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, LoadError):
-            raise
-        raise LoadError(f"{path}: entry 'data' is not JSON ({error}). Save the agent again.") from error
-    if not isinstance(data, dict):
-        raise LoadError(f"{path}: entry 'data' is not a JSON object. Save the agent again.")
+    except Exception as error:  # a hostile or broken zip can raise anything
+        raise LoadError(
+            f"{path} is not a readable zip ({inert.reason(error)}). Save the agent again, or copy it again."
+        ) from error
+    tensors = found.pop("policy")
     _check_tensors(path, tensors)
-    optimizers = {name: others[name] for name in OPTIMIZERS if name in others}
-    variables = _variables(path, others)
+    for name, entry in found.items():
+        _check_finite(path, f"{name}.pth", entry)
+    optimizers = {name: found[name] for name in OPTIMIZERS if name in found}
+    variables = _variables(path, found)
     return Contents(path, _algorithm(path, data, tensors, algorithm), data, tensors, optimizers, variables)
 
 
-def _entry(archive: zipfile.ZipFile, path: Path, name: str, limit: int) -> bytes:
+def _settings(text: bytes, path: Path) -> dict[str, Any]:
     try:
-        info = archive.getinfo(name)
-    except KeyError as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{path}: entry 'data' is not JSON ({inert.reason(error)}). Save the agent again.") from error
+    if not isinstance(data, dict):
+        raise LoadError(f"{path}: entry 'data' is not a JSON object. Save the agent again.")
+    return data
+
+
+def _entry(archive: zipfile.ZipFile, path: Path, name: str, limit: int) -> bytes:
+    """Return what an entry holds; how much that is, is known before it is unpacked."""
+    infos = [info for info in archive.infolist() if info.filename == name]
+    if not infos:
         raise LoadError(
             f"{path} has no entry {name!r}, so it is not a Stable-Baselines3 agent, or not all of one. "
             "Save one with model.save(), or copy it again."
-        ) from error
-    if info.file_size > limit or info.file_size > 2000 * max(info.compress_size, 64):
-        raise LoadError(f"{path}: entry {name!r} claims {info.file_size:,} bytes; at most {limit:,} are read.")
+        )
+    if len(infos) > 1:
+        raise LoadError(f"{path} has {len(infos)} entries {name!r}. Save the agent again.")
+    info = infos[0]
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
+        raise LoadError(f"{path}: entry {name!r} is compressed in an unusual way. Save the agent again.")
+    most = min(limit, max(UNPACKED, INFLATION * info.compress_size))
+    if info.file_size > most:
+        raise LoadError(f"{path}: entry {name!r} claims {info.file_size:,} bytes; at most {most:,} are read.")
     return archive.read(info)
 
 
 def _torch(blob: bytes, path: Path, name: str) -> Any:
     try:
-        return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the broken file triggers
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return torch_file.read(blob)
+    except Exception as error:  # whatever the broken file triggers
         raise LoadError(
-            f"{path}: entry {name!r} does not hold plain tensors ({first}). Save the agent again."
+            f"{path}: entry {name!r} does not hold plain tensors ({inert.reason(error)}). Save the agent again."
         ) from error
 
 
 def _check_tensors(path: Path, tensors: Any) -> None:
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in tensors.items()
+    ):
         raise LoadError(f"{path}: entry 'policy.pth' is not a state dict of tensors. Save the agent again.")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
-            raise LoadError(
-                f"{path}: tensor {name!r} holds {bad} NaN or infinite values. "
-                "Take a checkpoint from before training diverged."
-            )
+        _check_finite(path, name, tensor)
+
+
+def _check_finite(path: Path, name: str, value: Any) -> None:
+    """Check every tensor in a value, such as an optimizer's state."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_finite(path, f"{name}/{key}" if isinstance(key, str | int) else name, part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_finite(path, name, part)
+    elif isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+        bad = int((~value.isfinite()).sum())
+        raise LoadError(
+            f"{path}: tensor {name!r} holds {bad} NaN or infinite values. "
+            "Take a checkpoint from before training diverged."
+        )
 
 
 def _variables(path: Path, entries: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -295,13 +321,21 @@ def train_frequency(value: Any) -> int | tuple[int, str] | None:
 def vec_normalize(path: Path) -> dict[str, Any]:
     """Read a ``vecnormalize.pkl`` as data: its settings, and the arrays of ``obs_rms`` and ``ret_rms``."""
     try:
-        root = inert.read(path.read_bytes(), str(path))
+        with path.open("rb") as file:
+            root = inert.read(file.read(inert.MAX_BYTES + 1), str(path))
     except OSError as error:
         raise LoadError(
             f"Statistics {path} cannot be read: {error.strerror}. Give the file of VecNormalize.save()."
         ) from error
     fields = getattr(root, "fields", {})
-    found = {name: _statistics(fields.get(name)) for name in ("obs_rms", "ret_rms")}
+    try:
+        found = {name: _statistics(fields.get(name)) for name in ("obs_rms", "ret_rms")}
+        for name in ("clip_obs", "clip_reward", "gamma", "epsilon"):
+            _numbers(fields.get(name, 1.0))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LoadError(
+            f"{path} holds statistics that are not numbers ({inert.reason(error)}). Save them again."
+        ) from error
     if fields.get("norm_obs", True) and not found["obs_rms"]:
         raise LoadError(
             f"{path} holds no observation statistics of a VecNormalize. Save them with VecNormalize.save()."
@@ -315,7 +349,17 @@ def _statistics(rms: Any) -> dict[str, Any]:
     if isinstance(rms, dict):
         return {str(key): _statistics(part) for key, part in rms.items()}
     fields = getattr(rms, "fields", {})
-    return {key: fields[key] for key in ("mean", "var", "count") if key in fields} if "mean" in fields else {}
+    if "mean" not in fields or "var" not in fields:
+        return {}
+    if np.shape(_numbers(fields["mean"])) != np.shape(_numbers(fields["var"])) or np.min(fields["var"], initial=0) < 0:
+        raise ValueError("a mean and a variance that do not fit each other")
+    return {"mean": fields["mean"], "var": fields["var"], "count": _numbers(fields.get("count", 1.0))}
+
+
+def _numbers(value: Any) -> Any:
+    if not isinstance(value, np.ndarray | np.generic | int | float) or not np.all(np.isfinite(value)):
+        raise ValueError("a value that is not a finite number")
+    return value
 
 
 def _dict(value: Any) -> Mapping[str, Any]:
