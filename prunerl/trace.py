@@ -259,7 +259,8 @@ def features(layer: Layer, values: Tensor) -> Tensor:
 
 def _arguments(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> list[Tensor]:
     known = {**traced.constants, **tensors}
-    return [observations if name is None else known[name] for name in traced.placeholders]
+    unread = torch.empty(0)  # of a target network, say, which the graph lists but does not use
+    return [observations if name is None else known.get(name, unread) for name in traced.placeholders]
 
 
 def _shared(live: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
