@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import prunerl
 from prunerl import environments, heads
 from prunerl.agents.sb3 import SB3Agent
 from prunerl.agents.sb3_algorithms import ALGORITHMS, algorithm_class
+from prunerl.errors import TrustError
 from prunerl.remove import remove
 from prunerl.trace import trace, unit_groups
 from prunerl.types import Decision
@@ -103,14 +105,20 @@ CASES = {
 
 ON_POLICY = {"n_steps": 16, "batch_size": 16, "n_epochs": 2}
 OFF_POLICY = {"learning_starts": 8, "buffer_size": 100, "batch_size": 8, "train_freq": 1}
+TARGETS = {**OFF_POLICY, "tau": 0.5}
 SMALLEST: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("ppo", "ppo_mask", "ppo_lstm"), ON_POLICY),
+    "ppo": ON_POLICY,
+    "ppo_mask": ON_POLICY,
+    "ppo_lstm": ON_POLICY,
     "a2c": {"n_steps": 8},
     "trpo": {"n_steps": 16, "batch_size": 16, "n_critic_updates": 2},
     "ars": {"n_delta": 2},
-    **dict.fromkeys(("dqn", "qrdqn"), {**OFF_POLICY, "target_update_interval": 4, "tau": 0.5}),
-    **dict.fromkeys(("sac", "tqc"), {**OFF_POLICY, "tau": 0.5}),
-    **dict.fromkeys(("td3", "ddpg"), {**OFF_POLICY, "tau": 0.5}),
+    "dqn": {**TARGETS, "target_update_interval": 4},
+    "qrdqn": {**TARGETS, "target_update_interval": 4},
+    "sac": TARGETS,
+    "tqc": TARGETS,
+    "td3": TARGETS,
+    "ddpg": TARGETS,
     "crossq": OFF_POLICY,
 }
 
@@ -162,13 +170,13 @@ def assert_acts_like(agent: SB3Agent, model: Any) -> None:
         seen = seen[1:] + seen[:1]
 
 
-def inputs_of(agent: SB3Agent, *, stretches: bool = False) -> Tensor:
+def inputs_of(agent: SB3Agent) -> Tensor:
     prepared = heads.prepare(agent.policy, packed(agent, observed(agent, 12)))
-    return prepared.reshape(3, 4, *prepared.shape[1:]) if agent.policy.memory and not stretches else prepared
+    return prepared.reshape(3, 4, *prepared.shape[1:]) if agent.policy.memory else prepared
 
 
-def some(groups: Any, decided: dict[str, int] | None = None) -> Decision:
-    """Keep about half of the units; twins are decided alike in number, by their groups' order."""
+def some(groups: Any) -> Decision:
+    """Keep half of the units of each group, others in each."""
     result = {}
     for place, group in enumerate(groups):
         generator = torch.Generator().manual_seed(len(group.name) + place)
@@ -180,26 +188,24 @@ def some(groups: Any, decided: dict[str, int] | None = None) -> Decision:
 def cut_actor(agent: SB3Agent) -> SB3Agent:
     inputs = inputs_of(agent)
     recurrent = bool(agent.policy.memory)
-    traced = trace(agent.policy.network, inputs[:2], recurrent=recurrent)
+    traced = trace(agent.policy.network, inputs[:2, :3] if recurrent else inputs[:2], recurrent=recurrent)
     groups = unit_groups(traced, agent.state.tensors)
     assert groups
     return agent.with_state(remove(traced, agent.state, groups, some(groups), ties=agent.ties, observations=inputs))
 
 
 def cut_critics(agent: SB3Agent) -> SB3Agent:
-    for place in range(len(agent.critics)):
-        critic = agent.critics[place]
+    """Cut all critics; twins keep as many units, each its own."""
+    state, cut = agent.state, agent
+    for critic in agent.critics:
         inputs = critic.inputs(inputs_of(agent))
         traced = trace(critic.network, inputs[:2])
-        groups = unit_groups(traced, agent.state.tensors)
-        assert {g.units for g in groups} if place else groups
-        state = remove(traced, agent.state, groups, some(groups), ties=agent.ties, observations=inputs)
-        agent = replace_state(agent, state, last=place == len(agent.critics) - 1)
-    return agent
-
-
-def replace_state(agent: SB3Agent, state: Any, *, last: bool) -> SB3Agent:
-    return agent.with_state(state)
+        groups = unit_groups(traced, state.tensors)
+        if not groups:
+            continue  # no hidden layer
+        state = remove(traced, state, groups, some(groups), ties=agent.ties, observations=inputs)
+        cut = agent.with_state(state)
+    return cut
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -213,8 +219,121 @@ def test_taken_over_as_it_is(name: str) -> None:
     assert_acts_like(agent, model)
 
 
+PLAIN = """
+import importlib, json, sys
+sys.modules["prunerl"] = None  # from here on its import fails
+import gymnasium as gym, numpy as np, torch, toy_env
+torch.set_num_threads(1)
+tracked, originals = 0, {}
+
+def watch(package, policy):  # target networks must be the mean of what they were and the online ones, by name
+    module = importlib.import_module(package)
+    if not hasattr(module, "polyak_update"):
+        return
+    original = originals.setdefault(package, module.polyak_update)
+    def checked(params, target_params, tau):
+        global tracked
+        params, target_params = list(params), list(target_params)
+        before = [t.detach().clone() for t in target_params]
+        original(params, target_params, tau)
+        online = policy.state_dict(keep_vars=True)
+        names = {p.data_ptr(): n for n, p in online.items()}
+        for old, target in zip(before, target_params):
+            source = online[names[target.data_ptr()].replace("_target.", ".", 1)]
+            assert source.shape == target.shape
+            assert torch.allclose(target, tau * source + (1 - tau) * old, atol=1e-6), names[target.data_ptr()]
+            tracked += 1
+    module.polyak_update = checked
+
+for case in json.loads(sys.argv[1]):
+    cls = getattr(importlib.import_module(case["package"]), case["title"])
+    env = gym.make(case["env"], observes=case["observes"], acts=case["acts"])
+    model = cls.load(case["zip"], env=env, device="cpu")
+    seen = np.load(case["seen"], allow_pickle=True).item()
+    actions, state = [], None
+    for turn in range(case["turns"]):
+        made, state = model.predict(seen.get("", seen), state=state, deterministic=True)
+        actions.append(made)
+    np.save(case["actions"], np.stack(actions))
+    before = {n: p.detach().clone() for n, p in model.policy.named_parameters()}
+    optimizers = [getattr(p, "optimizer", None) for p in (model.policy, getattr(model.policy, "actor", None))]
+    assert all(o.state for o in optimizers if o is not None), "the optimizer starts anew"
+    tracked = 0
+    watch(cls.train.__module__, model.policy) if hasattr(cls, "train") else None
+    model.learn(case["steps"], reset_num_timesteps=False)
+    after = dict(model.policy.named_parameters())
+    assert after.keys() == before.keys() and all(p.shape == before[n].shape for n, p in after.items())
+    still = [n for n, p in after.items() if p.equal(before[n])]
+    assert not still, (case["name"], still)
+    assert (tracked > 0) == any("_target." in n for n in before), case["name"]
+    print("ok", case["name"])
+"""
+
+
+def case_of(name: str, small: SB3Agent, folder: Path) -> dict[str, Any]:
+    """Save a cut agent and what it is to be compared with."""
+    case = CASES[name]
+    small.save(folder / f"{name}.zip")
+    seen = batch(observed(small))
+    np.save(folder / f"{name}-seen.npy", seen if isinstance(seen, dict) else {"": seen}, allow_pickle=True)
+    algorithm = ALGORITHMS[case.algorithm]
+    return {
+        "name": name,
+        "zip": str(folder / f"{name}.zip"),
+        "package": algorithm.package,
+        "title": algorithm.title,
+        "env": case.env,
+        "observes": case.observes,
+        "acts": case.acts,
+        "seen": str(folder / f"{name}-seen.npy"),
+        "actions": str(folder / f"{name}-actions.npy"),
+        "turns": 3 if small.policy.memory else 1,
+        "steps": case.steps,
+    }
+
+
+@functools.cache
+def cut(name: str) -> SB3Agent:
+    return cut_critics(cut_actor(taken(name)))
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_cut(name: str) -> None:
-    agent = taken(name)
-    small = cut_actor(agent)
-    assert_acts_like(small, small.model())
+def test_cut_actor_and_critics(name: str) -> None:
+    small = cut(name)
+    dense = taken(name)
+    assert sum(t.numel() for t in small.state.tensors.values()) < sum(t.numel() for t in dense.state.tensors.values())
+    model: Any = small.model()
+    assert_acts_like(small, model)
+    assert model.num_timesteps == trained(name).num_timesteps
+    for parameter, moments in small.state.moments.items():
+        assert all(m.shape in ((), small.state.tensors[parameter].shape) for m in moments.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["policy", "learner"])
+def test_cut_agents_are_plain_zips(tmp_path: Path, scope: str) -> None:
+    """They load, act alike bit by bit and train where this package is not installed, and load here again."""
+    one_each = ("ppo", "ppo-cnn", "dqn", "sac", "sac-cnn", "td3", "tqc", "crossq", "ppo_lstm")
+    agents = {name: cut(name) for name in CASES} if scope == "learner" else {n: cut_actor(taken(n)) for n in one_each}
+    cases = [case_of(name, small, tmp_path) for name, small in agents.items()]
+    script = [sys.executable, "-W", "ignore", "-c", PLAIN, json.dumps(cases)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(toy_env.__file__).parent)}
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
+    assert done.stdout.split() == [word for name in agents for word in ("ok", name)]
+    for case in cases:
+        small = agents[case["name"]]
+        memory = heads.empty_memory(small.policy, 9)
+        for wanted in np.load(case["actions"]):
+            got, memory = heads.step(small.policy, packed(small, observed(small)), memory)
+            assert np.array_equal(got, wanted), case["name"]
+        own = any(isinstance(v, type) for v in CASES[case["name"]].policy.values())
+        if own:
+            with pytest.raises(TrustError, match=r"--trust"):
+                prunerl.load(case["zip"], env=small.env)
+        again = prunerl.load(case["zip"], env=small.env, trust=own)
+        assert isinstance(again, SB3Agent)
+        assert again.state.tensors.keys() == small.state.tensors.keys()
+        assert all(torch.equal(t, again.state.tensors[n]) for n, t in small.state.tensors.items())
+        assert again.state.moments.keys() == small.state.moments.keys()
+        assert_acts_like(again, small.model())
