@@ -129,31 +129,29 @@ def _plain(noun: Head | Normalizer) -> dict[str, Any]:
 def _entry(value: Any) -> Any:
     """Write arrays as nested lists of text: JSON has no infinity, and bounds of actions can be infinite."""
     if isinstance(value, np.ndarray):
-        return {"array": value.astype(np.float64).ravel().astype(str).tolist(), "shape": list(value.shape)}
+        numbers = [repr(float(x)) for x in value.ravel()]
+        return {"array": numbers, "shape": list(value.shape), "dtype": value.dtype.name}
     return list(value) if isinstance(value, tuple) else value
 
 
 def _array(value: Any) -> FloatArray | None:
     if value is None:
         return None
-    return np.array([float(x) for x in value["array"]]).reshape(value["shape"])
+    if value["dtype"] not in ("float32", "float64", "bool"):
+        raise ValueError(f"an array of {value['dtype']}")
+    return np.array([float(x) for x in value["array"]]).astype(value["dtype"]).reshape(value["shape"])
 
 
 def _head(data: Mapping[str, Any]) -> Head:
     if data["kind"] not in ("categorical", "q_values", "bernoulli", "gaussian"):
         raise ValueError(f"head {data['kind']!r} is not known")
-    low, high = (_single(_array(data[name])) for name in ("low", "high"))
+    low, high = (_array(data[name]) for name in ("low", "high"))
     sizes, shape = (tuple(int(n) for n in data[name]) for name in ("sizes", "shape"))
     return Head(data["kind"], sizes, low, high, _array(data["std"]), bool(data["squashed"]), shape)
-
-
-def _single(array: FloatArray | None) -> FloatArray | None:
-    return None if array is None else array.astype(np.float32)
 
 
 def _normalizer(data: Mapping[str, Any]) -> Normalizer:
     mean, var, where = (_array(data[name]) for name in ("mean", "var", "where"))
     if mean is None or var is None:
         raise ValueError("a normalizer needs mean and var")
-    flags = None if where is None else where.astype(bool)
-    return Normalizer(mean, var, float(data["epsilon"]), float(data["clip"]), flags)
+    return Normalizer(mean, var, float(data["epsilon"]), float(data["clip"]), None if where is None else where > 0)
