@@ -29,16 +29,51 @@ ALTERNATIVES = 3 * STUDENTS
 LARGE = 20_000
 """Networks of more parameters than this are repaired as one student, not as several."""
 SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 18_000
-ITERATIONS = 5
 RESTARTED = 0.3
 """Students who learn less than this share from states of pruned agents start anew in each iteration: they have learnt
 what the dense agent's states can teach them. The others go on."""
 PATIENCE, HOPELESS = 3, 0.5
 """After this many iterations, students that all stay below this normalised return are given up."""
-UPDATES = 600
-LEARNING_RATE = 1e-2
+STAGNANT = 4
+"""Students that did not play better for so many iterations are given up."""
 EPISODES_EACH = 5
 VISITS = 4_000
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How a network is distilled.
+
+    Attributes:
+        students: Alternatives that are trained side by side.
+        iterations: How often, at most, they are trained, play, and learn from the states that they visited.
+        updates, batch, learning_rate: Of each training.
+    """
+
+    students: int
+    iterations: int
+    updates: int
+    batch: int
+    learning_rate: float
+
+
+def effort(parameters: int, *, convolutional: bool = False) -> Effort:
+    """Return how a network of so many parameters is distilled.
+
+    Small ones are many and cheap, and which units are kept decides; of larger ones a single student that goes on
+    learning gets further.
+    """
+    if convolutional:
+        return Effort(1, 6, 400, 128, 1e-3)
+    if parameters <= 1000:
+        return Effort(STUDENTS, 5, 600, 256, 1e-2)
+    if parameters <= LARGE:
+        return Effort(1, 14, 1500, 1024, 1e-2 if parameters <= 4000 else 3e-3)
+    return Effort(1, 5, 600, 256, 3e-3)
+
+
+MOST_ITERATIONS = 14
+"""Of any effort: it keeps the seeds of one round apart from those of the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,24 +298,33 @@ def distilled(
         The best student's state, its verdict, the environment steps taken and the states visited.
     """
     head = task.dense.policy.head
-    count = 1 if size(traced, students[0].tensors).parameters > LARGE else STUDENTS
+    convolutional = any("conv" in layer.kind for layer in traced.layers)
+    work = effort(size(traced, students[0].tensors).parameters, convolutional=convolutional)
+    count = work.students
     starts, spare = list(itertools.islice(itertools.cycle(students), count)), _rest(students, count)
     tensors = [dict(s.tensors) for s in starts]
     fresh = [i for i, taste in enumerate(tastes(count)) if taste.own < RESTARTED]
     results: list[tuple[State, Verdict]] = []
     steps, known = 0, visited
     masks = students[0].masks
-    for iteration in range(ITERATIONS):
+    for iteration in range(work.iterations):
         lessons = _lessons(task, known)
         for i in fresh if iteration > 0 else ():
             starts[i] = next(spare)
             tensors[i] = dict(starts[i].tensors)
-        rate = LEARNING_RATE if size(traced, tensors[0]).parameters <= 1000 else 0.3 * LEARNING_RATE
         tensors = distill(
-            traced, tensors, masks, head, lessons, updates=UPDATES, learning_rate=rate, generator=generator
+            traced,
+            tensors,
+            masks,
+            head,
+            lessons,
+            updates=work.updates,
+            batch=work.batch,
+            learning_rate=work.learning_rate,
+            generator=generator,
         )
         players = [agent.with_state(replace(s, tensors=t)).policy for s, t in zip(starts, tensors, strict=True)]
-        offset = 1000 + (index * ITERATIONS + iteration) * EPISODES_EACH
+        offset = 1000 + (index * MOST_ITERATIONS + iteration) * EPISODES_EACH
         chosen = seeds(task.seed, "visit", EPISODES_EACH, offset=offset)
         played = rollout_each(players, task.dense.env, chosen, record=True)
         steps += sum(p.steps for p in played)
@@ -294,10 +338,16 @@ def distilled(
             results.append((state, verdict))
             if verdict.satisfied:
                 break
-        if results[-1][1].satisfied or (iteration + 1 >= PATIENCE and max(v.normalized for _, v in results) < HOPELESS):
+        if results[-1][1].satisfied or _given_up([v.normalized for _, v in results], iteration + 1):
             break
     state, verdict = max(results, key=lambda r: (r[1].satisfied, r[1].interval[0]))
     return state, verdict, steps, known[len(visited) :]
+
+
+def _given_up(returns: Sequence[float], iterations: int) -> bool:
+    """Tell whether students are not worth another iteration, by their normalised returns so far."""
+    hopeless = iterations >= PATIENCE and max(returns) < HOPELESS
+    return hopeless or int(np.argmax(returns)) < len(returns) - STAGNANT
 
 
 def _rest(students: Sequence[State], used: int) -> Iterator[State]:

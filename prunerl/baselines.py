@@ -143,6 +143,6 @@ def _initialised(state: State, traced: Trace, generator: torch.Generator) -> Sta
 
 def _bytes(agent: Agent) -> int:
     with TemporaryDirectory() as folder:
-        file = Path(folder) / "agent.zip"
+        file = Path(folder) / f"agent{agent.suffix}"
         agent.save(file)
         return file.stat().st_size

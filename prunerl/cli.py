@@ -39,6 +39,8 @@ class _Source:
     """Arguments of the environment as key=value; a value that is not JSON is text."""
     wrapper: tuple[str, ...] = ()
     """Wrappers of the environment as package.module:Class, outermost last."""
+    head: str | None = None
+    """What the output of a .keras file means: probabilities, logits, q_values, mean or squashed_mean."""
     vec_normalize: str | None = None
     """File of VecNormalize statistics; by default looked for beside the zip."""
     trust: bool = False
@@ -175,13 +177,11 @@ def prune(args: Prune) -> None:
     repair = () if args.repair == "none" else tuple(p.strip().replace("-", "_") for p in args.repair.split(","))
     spec = _env(args)
     loaded = _load(args, spec)
-    # The report names a path as it was given, but not an agent; the options that change how a file is read need one.
-    agent = loaded if args.trust or args.vec_normalize is not None else args.agent
     console = Console(highlight=False)
     with progress(console, schedule=args.schedule, rounds=args.rounds, compare=not args.no_compare) as observer:
         result = loop.prune(
-            agent,
-            env=spec,
+            loaded,
+            name=args.agent,
             tolerance=args.tolerance,
             sparsity=args.sparsity,
             criterion=args.criterion,
@@ -320,19 +320,28 @@ def _default_out(agent: Path) -> Path:
     return Path("runs") / (f"{agent.resolve().name}-smaller" if agent.is_dir() else agent.stem)
 
 
-def _load(args: _Source, spec: EnvSpec) -> Agent:
+def _load(args: _Source, spec: EnvSpec | None) -> Agent:
     from prunerl.load import load
 
     if args.vec_normalize is not None and not Path(args.vec_normalize).is_file():
         raise LoadError(f"No file at {args.vec_normalize}. Give the file that VecNormalize.save() wrote.")
-    return load(args.agent, env=spec, algorithm=args.algo, vec_normalize=args.vec_normalize, trust=args.trust)
+    return load(
+        args.agent,
+        env=spec,
+        algorithm=args.algo,
+        vec_normalize=args.vec_normalize,
+        trust=args.trust,
+        head=args.head,
+    )
 
 
-def _env(args: _Source) -> EnvSpec:
-    """Return the environment: of the options, on top of what a run's folder knows."""
+def _env(args: _Source) -> EnvSpec | None:
+    """Return the environment: of the options, on top of what a run's folder knows; None where a Zoo folder says it."""
     path = _existing(args.agent)
     known = _remembered(path) if path.is_dir() and (args.env is None or args.env == "") else None
     if known is None and not args.env:
+        if path.is_dir() and not args.env_kwargs and not args.wrapper:
+            return None
         raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id with --env.")
     base = known or EnvSpec(str(args.env))
     kwargs = {**base.kwargs, **dict(_pair(entry) for entry in args.env_kwargs)}
@@ -340,11 +349,13 @@ def _env(args: _Source) -> EnvSpec:
 
 
 def _existing(agent: str) -> Path:
+    from prunerl.load import SAVED
+
     path = Path(agent)
     if not path.exists():
         raise LoadError(f"No file at {agent}. Give the path of a Stable-Baselines3 zip or of a run's folder.")
-    if path.is_dir() and not (path / "agent.zip").is_file():
-        raise LoadError(f"Folder {agent} holds no agent.zip of a finished run. Give a zip, or finish the run first.")
+    if path.is_dir() and _remembered(path) is not None and not any((path / name).is_file() for name in SAVED):
+        raise LoadError(f"Folder {agent} holds no agent of a finished run. Give a zip, or finish the run first.")
     return path
 
 
@@ -426,6 +437,7 @@ def _print_result(result: Result, console: Console, out: Path) -> None:
     print(f"Written to {out}:")
     meanings = {
         "agent.zip": "the pruned agent; Stable-Baselines3 loads it",
+        "agent.keras": "the pruned policy; Keras loads it",
         "agent_vecnormalize.pkl": "its observation statistics, for VecNormalize.load",
         "report.md": "the report, to be read",
         "report.json": "the report, as data",

@@ -10,6 +10,9 @@ from typing import Any
 from prunerl.errors import LoadError
 from prunerl.types import Agent, EnvSpec
 
+SAVED = ("agent.zip", "agent.keras")
+"""The files, one of which a run's folder holds, that :func:`load` reads without being told what network it is."""
+
 
 def load(
     source: object,
@@ -55,8 +58,8 @@ def load(
             f"Cannot load an agent from a {type(source).__name__}. Give a path or a Stable-Baselines3 model."
         )
     path = Path(source)
-    if path.is_dir() and (path / "agent.zip").is_file():
-        path = path / "agent.zip"
+    if path.is_dir():
+        path = next((path / name for name in SAVED if (path / name).is_file()), path)
     if env is None:
         raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id (env=..., --env).")
     spec = EnvSpec(env) if isinstance(env, str) else env

@@ -59,6 +59,7 @@ def prune(
     agent: Agent | str | Path,
     *,
     env: str | EnvSpec | None = None,
+    name: str | None = None,
     tolerance: float = 0.05,
     sparsity: float | None = None,
     criterion: str | None = None,
@@ -84,6 +85,7 @@ def prune(
     Args:
         agent: An agent from :func:`prunerl.load`, or the path of one.
         env: Its environment, when ``agent`` is a path.
+        name: What the report calls the agent; by default its path, or its algorithm.
         tolerance: Largest satisfactory loss of return; 1 is the dense agent's gain over the random policy.
         sparsity: Share of the actor's parameters to remove. The adaptive schedule stops there at the latest; the
             others need it.
@@ -136,7 +138,7 @@ def prune(
     settings = _checked(settings, repair)
     warm_up()
     dense = load(agent, env=env) if isinstance(agent, str | Path) else agent
-    source = str(agent) if isinstance(agent, str | Path) else dense.algorithm
+    source = name or (str(agent) if isinstance(agent, str | Path) else dense.algorithm)
     journal = open_journal(out, {**settings, "agent": baselines.fingerprint(dense), "env": schema.plain(dense.env)})
     finished = _finished_run(journal, dense)
     if finished is not None:
@@ -418,7 +420,7 @@ def _write(folder: Path, agent: Agent, report: Report) -> None:
     from prunerl.files import write_atomically
     from prunerl.report import markdown, save_figure, write_events
 
-    agent.save(folder / "agent.zip")
+    agent.save(folder / f"agent{agent.suffix}")
     save_figure(report, folder / "return.png")
     write_events(report, folder / "events")
     write_atomically(folder / "report.md", markdown(report))

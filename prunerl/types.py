@@ -217,6 +217,10 @@ class Agent(Protocol):
         """Prefixes of the plain stacks of layers out of which :meth:`with_state` can leave a hidden layer."""
 
     @property
+    def suffix(self) -> str:
+        """What the name of a saved file ends in, such as ``.zip``."""
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the reader of a report should know of how the agent was read."""
 

@@ -71,6 +71,11 @@ class KerasAgent:
         return keras_surgery.ties(self.contents.graph, self.contents.graph.upto(self.reading.output))
 
     @property
+    def suffix(self) -> str:
+        """What the name of a saved file ends in."""
+        return ".keras"
+
+    @property
     def stacks(self) -> tuple[str, ...]:
         """The hidden Dense layers of a chain: each can be left out."""
         return keras_surgery.removable(self.contents.graph)

@@ -132,6 +132,11 @@ class ModuleAgent:
         return shared_ties(acting, valuing, _shapes(self.state))
 
     @property
+    def suffix(self) -> str:
+        """What the name of a saved file ends in."""
+        return ".safetensors"
+
+    @property
     def stacks(self) -> tuple[str, ...]:
         """The stacks that were named."""
         return self.adapter.stacks

@@ -6,7 +6,7 @@ import copy
 import io
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,10 +23,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
 from prunerl.agents import resize, sb3_build, sb3_env, sb3_extractors, sb3_optimizers, sb3_policy
-from prunerl.agents.sb3_algorithms import ALGORITHMS, stacks
+from prunerl.agents.sb3_algorithms import stacks
 from prunerl.agents.sb3_settings import COUNTERS, Settings
 from prunerl.agents.sb3_ties import ties
-from prunerl.errors import EnvironmentFailure
+from prunerl.errors import EnvironmentFailure, RemovalError
 from prunerl.types import Critic, EnvSpec, Policy, State, Tie
 
 
@@ -57,12 +57,30 @@ class SB3Agent:
         return sb3_policy.critics_of(self)
 
     @property
+    def suffix(self) -> str:
+        """What the name of a saved file ends in."""
+        return ".zip"
+
+    @property
     def stacks(self) -> tuple[str, ...]:
         """The MLPs."""
         return stacks(self.algorithm, self.state.tensors)
 
     def with_state(self, state: State) -> SB3Agent:
-        """Return the same agent with other tensors; the layers left are numbered anew."""
+        """Return the same agent with other tensors; the layers left are numbered anew.
+
+        Raises:
+            RemovalError: Layers of an LSTM have unequal widths, which sb3-contrib cannot build.
+        """
+        hidden = {
+            n: t.shape[1]
+            for n, t in state.tensors.items()
+            if n.startswith(("lstm_actor.weight_hh", "lstm_critic.weight_hh"))
+        }
+        if len(set(hidden.values())) > 1:
+            raise RemovalError(
+                f"sb3-contrib has one width for all LSTM layers, got {hidden}. Keep as many units in each."
+            )
         names = _renumbered(list(state.tensors), stacks(self.algorithm, state.tensors))
         renamed = State(
             {names[n]: t for n, t in state.tensors.items()},
@@ -94,9 +112,9 @@ class SB3Agent:
             with _own_random_streams():
                 model = own.model(env)
                 model.set_random_seed(seed)
-                held = _hold(model, self.state.masks)
+                release = _hold(model, self.state.masks)
                 model.learn(steps, reset_num_timesteps=False)
-                held()
+                release()
                 return _from_model(own, model)
         except Exception as error:  # a third party's environment can raise anything
             raise EnvironmentFailure(
@@ -130,27 +148,38 @@ class SB3Agent:
         write_atomically(target, buffer.getvalue())
 
 
-def _hold(model: Any, masks: Mapping[str, Tensor]) -> Any:
+def _hold(model: Any, masks: Mapping[str, Tensor]) -> Callable[[], None]:
     """Hold masks while a live model trains; returns what ends it."""
-    from prunerl.masks import apply, attach
+    from prunerl.masks import attach
 
-    if ALGORITHMS_WITHOUT_GRADIENT.isdisjoint({type(model).__name__}):
-        return attach(model.policy, masks).remove if masks else (lambda: None)
-    parameters = dict(model.policy.named_parameters())
-    ones = {n: masks.get(n, torch.ones_like(p, dtype=torch.bool)) for n, p in parameters.items()}
-    keep = torch.cat([mask.flatten() for mask in ones.values()])
-    update = model._do_one_update
+    if not masks:
+        return lambda: None
+    title = type(model).__name__
+    # These two write weights without an optimizer: a line search, and a random one.
+    update = {"TRPO": "train", "ARS": "_do_one_update"}.get(title)
+    held = None if title == "ARS" else attach(model.policy, masks)
+    if update is not None:
+        setattr(model, update, _then_masked(model, getattr(model, update), masks))
 
+    def release() -> None:
+        if held is not None:
+            held.remove()
+        if update is not None:
+            delattr(model, update)
+
+    return release
+
+
+def _then_masked(model: Any, update: Callable[..., None], masks: Mapping[str, Tensor]) -> Callable[..., None]:
     def masked(*arguments: Any) -> None:
         update(*arguments)
-        model.weights = model.weights * keep
-        model.policy.load_state_dict(apply(model.policy.state_dict(), ones))
+        for name, parameter in model.policy.named_parameters():
+            if name in masks:
+                parameter.data.mul_(masks[name])
+        if getattr(model, "weights", None) is not None:  # the random search's own copy
+            model.weights = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
 
-    model._do_one_update = masked
-    return lambda: delattr(model, "_do_one_update")
-
-
-ALGORITHMS_WITHOUT_GRADIENT = frozenset(a.title for a in ALGORITHMS.values() if a.family == "search")
+    return masked
 
 
 def _renumbered(names: Sequence[str], prefixes: Sequence[str]) -> dict[str, str]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from prunerl import heads
 from prunerl.masks import apply
 from prunerl.trace import Layer, Trace, activity, forward, matrix
 from prunerl.types import Head, Masks
 
-BATCH = 256
 WARM_UP = 0.1
 
 
@@ -66,6 +66,7 @@ def distill(
     updates: int,
     learning_rate: float,
     generator: torch.Generator,
+    batch: int = 256,
 ) -> list[dict[str, Tensor]]:
     """Train the students to answer as the dense agent does, on minibatches.
 
@@ -83,6 +84,7 @@ def distill(
         updates: Steps of Adam with a one-cycle learning rate.
         learning_rate: Its peak.
         generator: Draws the minibatches.
+        batch: Inputs in a minibatch.
 
     Returns:
         The trained tensors of each student.
@@ -106,7 +108,7 @@ def distill(
     weight = torch.tensor([1.0 if regret is None else t.divergence for t in own])
     weight = weight.view(-1, *[1] * (lessons.answers.dim() - 1))
     for _ in range(updates):
-        index = _minibatches(lessons, own, generator)
+        index = _minibatches(lessons, own, generator, batch)
         outputs, target = run(trained, inputs[index]), wanted[index]
         if head.kind == "gaussian":
             loss = _action_error(head, target, outputs, spread)
@@ -163,9 +165,9 @@ def calibrate(traced: Trace, tensors: Mapping[str, Tensor], lessons: Lessons) ->
     return {**tensors, last.weight: tensors[last.weight] * factor, last.bias: tensors[last.bias] * factor + shift}
 
 
-def _minibatches(lessons: Lessons, own: Sequence[Taste], generator: torch.Generator) -> Tensor:
-    """Draw one minibatch a student, shape (students, BATCH)."""
-    size = (len(own), BATCH)
+def _minibatches(lessons: Lessons, own: Sequence[Taste], generator: torch.Generator, batch: int) -> Tensor:
+    """Draw one minibatch a student, shape (students, batch)."""
+    size = (len(own), batch)
     index = torch.randint(lessons.dense, size, generator=generator)
     others = len(lessons.observations) - lessons.dense
     if others == 0:
@@ -190,13 +192,16 @@ def _action_error(head: Head, wanted: Tensor, outputs: Tensor, spread: Tensor) -
     """Return the squared error of the actions that reach the environment, in units of their spread.
 
     What is clipped has no gradient: a small pull brings an output back within reach where the dense agent is not
-    clipped there too.
+    clipped there too. A squashed action is learnt by the cross-entropy of its place between the bounds instead, whose
+    gradient does not vanish where the student is saturated and the dense agent is not.
     """
+    if head.squashed and head.low is not None and head.high is not None:
+        low, high = (torch.as_tensor(b.reshape(-1), dtype=outputs.dtype) for b in (head.low, head.high))
+        place = ((wanted - low) / (high - low)).clamp(0.0, 1.0)
+        return F.binary_cross_entropy_with_logits(2.0 * outputs, place, reduction="none").sum(dim=-1)
     reached = heads.executed(head, outputs)
     gap = (wanted - reached) / spread
     loss = gap.square().sum(dim=-1)
-    if head.squashed:
-        return loss
     beyond = (outputs - reached.detach()) / spread * (gap.detach() != 0)
     return loss + 0.01 * beyond.square().sum(dim=-1)
 
