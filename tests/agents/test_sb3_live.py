@@ -1,0 +1,201 @@
+"""What training and live models keep: masks, buffers, generators, statistics, schedules, stacked frames."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import toy_env
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from test_sb3_table import (
+    CASES,
+    ON_POLICY,
+    assert_acts_like,
+    batch,
+    cut_actor,
+    observed,
+    packed,
+    taken,
+    trained,
+)
+
+import prunerl
+from prunerl import environments, heads
+from prunerl.agents.sb3 import SB3Agent
+from prunerl.errors import LoadError, RemovalError, SpaceError
+from prunerl.types import EnvSpec, State
+
+TINY: dict[str, Any] = {"device": "cpu", "seed": 0}
+
+
+def loaded(source: Any, **options: Any) -> SB3Agent:
+    agent = prunerl.load(source, **options)
+    assert isinstance(agent, SB3Agent)
+    return agent
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ppo", "a2c", "dqn", "qrdqn", "sac", "td3", "tqc", "crossq", "trpo", "ars", "ppo_mask", "ppo_lstm", "td3-cnn"],
+)
+def test_masks_hold_and_all_else_moves(name: str) -> None:
+    agent = taken(name)
+    generator = torch.Generator().manual_seed(0)
+    weights = [n for n, t in agent.state.tensors.items() if n.endswith("weight") and t.dim() > 1]
+    masks = {n: torch.rand(agent.state.tensors[n].shape, generator=generator) < 0.4 for n in weights}
+    masks = {n: masks.get(n.replace("_target.", "."), m) for n, m in masks.items()}
+    tensors = {n: t * masks[n] if n in masks else t for n, t in agent.state.tensors.items()}
+    after = agent.with_state(State(tensors, agent.state.moments, masks)).learn(CASES[name].steps, seed=1)
+    for n, mask in masks.items():
+        assert not after.state.tensors[n][~mask].any(), n
+        moments = after.state.moments.get(n, {}).values()
+        assert not any(m[~mask].any() for m in moments if m.shape == mask.shape), n
+        assert not torch.equal(after.state.tensors[n], tensors[n]), n
+    assert after.state.masks.keys() == masks.keys()
+
+
+def test_a_live_models_buffer_and_generators_survive() -> None:
+    model = trained("sac")
+    agent = taken("sac")
+    rebuilt: Any = agent.model()
+    assert rebuilt.replay_buffer is model.replay_buffer
+    size = model.replay_buffer.size()
+    assert size > 0
+    small: Any = cut_actor(agent)
+    assert small.model().replay_buffer is model.replay_buffer
+    first, second = agent.learn(8, seed=3), agent.learn(8, seed=3)
+    assert model.replay_buffer.size() == size  # training goes on with a copy
+    assert first.settings.live.replay_buffer.size() == size + 8
+    assert all(torch.equal(t, second.state.tensors[n]) for n, t in first.state.tensors.items())
+    wanted, got = (m.action_space.np_random.bit_generator.state for m in (model, rebuilt))
+    assert wanted == got
+
+
+@pytest.mark.parametrize("name", ["sac", "sac-fixed", "crossq", "tqc"])
+def test_the_entropy_coefficient_and_its_optimizer_go_on(name: str) -> None:
+    model, rebuilt = trained(name), cut_actor(taken(name)).model()
+    assert rebuilt.target_entropy == model.target_entropy
+    if name == "sac-fixed":
+        assert torch.equal(rebuilt.ent_coef_tensor, model.ent_coef_tensor)
+        return
+    assert torch.equal(rebuilt.log_ent_coef, model.log_ent_coef)
+    wanted, got = (m.ent_coef_optimizer.state_dict()["state"][0] for m in (model, rebuilt))
+    assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(got[k])) for k, v in wanted.items())
+
+
+def test_schedules_and_noise_are_read_without_pickles(tmp_path: Path) -> None:
+    from stable_baselines3.common.utils import LinearSchedule
+
+    policy = {"net_arch": [4]}
+    model = PPO("MlpPolicy", "CartPole-v1", learning_rate=LinearSchedule(1e-3, 1e-5, 0.5), policy_kwargs=policy, **TINY)
+    model.save(tmp_path / "agent.zip")
+    agent = loaded(tmp_path / "agent.zip", env="CartPole-v1")
+    assert agent.notes == ()
+    assert [agent.model().lr_schedule(x) for x in (1.0, 0.7, 0.0)] == [model.lr_schedule(x) for x in (1.0, 0.7, 0.0)]
+    for noise in (
+        NormalActionNoise(np.zeros(1), 0.3 * np.ones(1)),
+        OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1)),
+    ):
+        SAC("MlpPolicy", "Pendulum-v1", action_noise=noise, policy_kwargs=policy, **TINY).save(tmp_path / "noisy.zip")
+        rebuilt = loaded(tmp_path / "noisy.zip", env="Pendulum-v1").model()
+        assert repr(rebuilt.action_noise) == repr(noise)
+
+
+def test_a_function_as_learning_rate_survives_in_a_live_model(tmp_path: Path) -> None:
+    def falling(left: float) -> float:
+        return 0.01 * left
+
+    model = PPO("MlpPolicy", "CartPole-v1", learning_rate=falling, policy_kwargs={"net_arch": [4]}, **TINY)
+    assert loaded(model).model().lr_schedule(0.5) == 0.005
+    model.save(tmp_path / "agent.zip")
+    noted = loaded(tmp_path / "agent.zip", env="CartPole-v1")
+    assert "learning rate is a pickled function" in noted.notes[0]
+    assert loaded(tmp_path / "agent.zip", env="CartPole-v1", trust=True).model().lr_schedule(0.5) == 0.005
+
+
+@pytest.mark.parametrize("keys", [None, ["vector"]])
+def test_statistics_over_a_dict(tmp_path: Path, keys: Any) -> None:
+    made = DummyVecEnv([lambda: gym.make("Toy-v0", observes="flat_dict", acts="box")])
+    env = VecNormalize(made, norm_obs_keys=keys)
+    model = PPO("MultiInputPolicy", env, policy_kwargs={"net_arch": [4]}, **TINY, **ON_POLICY).learn(32)
+    agent = loaded(model)
+    normalizer = agent.policy.normalizer
+    assert normalizer is not None
+    assert normalizer.where is not None
+    assert normalizer.where.sum() == (7 if keys is None else 3)
+    seen = observed(agent)
+    wanted = model.predict(env.normalize_obs(batch(seen)), deterministic=True)[0]
+    assert np.array_equal(heads.act(agent.policy, packed(agent, seen)), wanted)
+    agent.save(tmp_path / "agent.zip")
+    again = loaded(tmp_path / "agent.zip", env=agent.env)
+    assert np.array_equal(heads.act(again.policy, packed(agent, seen)), wanted)
+    assert again.learn(16, seed=0).policy.normalizer is not None
+
+
+@pytest.mark.parametrize("observes", ["box", "picture", "flat_dict"])
+def test_stacked_frames_are_recognised(observes: str) -> None:
+    made = VecFrameStack(DummyVecEnv([lambda: gym.make("Toy-v0", observes=observes)]), 3)
+    name = {"box": "MlpPolicy", "picture": "CnnPolicy", "flat_dict": "MultiInputPolicy"}[observes]
+    model = A2C(name, made, policy_kwargs={"net_arch": [4]}, **TINY).learn(10)
+    agent = loaded(model)
+    assert agent.env.frame_stack == 3
+    env = environments.make(agent.env)
+    current, _ = env.reset(seed=0)
+    for _ in range(4):
+        wanted = model.predict(current, deterministic=True)[0]
+        got = heads.act(agent.policy, environments.pack(env.observation_space, current)[None])[0]
+        assert np.array_equal(got, wanted)
+        current = env.step(0)[0]
+    assert agent.learn(10, seed=0).env.frame_stack == 3
+
+
+def test_statistics_from_before_the_stacking_are_refused() -> None:
+    env = VecFrameStack(VecNormalize(DummyVecEnv([lambda: gym.make("Toy-v0")])), 2)
+    model = PPO("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, **TINY)
+    with pytest.raises(SpaceError, match="before frames were stacked"):
+        prunerl.load(model)
+
+
+def test_layers_of_an_lstm_keep_one_width() -> None:
+    agent = taken("ppo_lstm-two")
+    tensors = dict(agent.state.tensors)
+    tensors["lstm_actor.weight_hh_l1"] = torch.zeros(4 * 5, 5)
+    with pytest.raises(RemovalError, match="one width for all LSTM layers"):
+        agent.with_state(replace(agent.state, tensors=tensors))
+
+
+def test_a_narrowed_extractor_can_stay_importable(tmp_path: Path) -> None:
+    small = cut_actor(taken("ppo-cnn"))
+    for portable in (True, False):
+        path = tmp_path / f"{portable}.zip"
+        small.save(path, portable=portable)
+        assert_acts_like(small, PPO.load(path, device="cpu"))
+        assert_acts_like(loaded(path, env=small.env), small.model())
+    assert (tmp_path / "True.zip").stat().st_size > (tmp_path / "False.zip").stat().st_size
+    assert small.model().policy_kwargs["features_extractor_kwargs"]["base"] == "NatureCNN"
+
+
+def test_other_convolutions_under_the_names_of_known_ones_are_refused(tmp_path: Path) -> None:
+    wide = trained("ppo-cnn")
+    wide.policy_kwargs, kept = {**wide.policy_kwargs, "features_extractor_class": toy_env.Custom}, wide.policy_kwargs
+    try:
+        wide.save(tmp_path / "agent.zip")
+    finally:
+        wide.policy_kwargs = kept
+    with pytest.raises(LoadError, match=r"--trust"):
+        prunerl.load(tmp_path / "agent.zip", env=EnvSpec("Toy-v0", {"observes": "picture"}))
+
+
+def test_sb3_contrib_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained("trpo").save(tmp_path / "agent.zip")
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(LoadError, match=r"TRPO belongs to sb3-contrib.*pip install sb3-contrib"):
+        prunerl.load(tmp_path / "agent.zip", env=EnvSpec("Toy-v0", {"acts": "box"}))
