@@ -74,6 +74,8 @@ def effort(parameters: int, *, convolutional: bool = False) -> Effort:
 
 MOST_ITERATIONS = 14
 """Of any effort: it keeps the seeds of one round apart from those of the next."""
+LAYER_ITERATIONS = 3
+"""A layer that is hard to do without is better kept: units go from it later."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +261,11 @@ def _stages(task: Task, work: _Work) -> list[tuple[str, StageFunction]]:
         return _judged(work, latest[0])
 
     def learn_from_dense(visited: Tensor) -> Result:
-        result = distilled(task, work.traced, work.agent, refitted, visited, work.generator, index=work.index)
+        shallower = work.cuts[0].units[0].structure == "layers"
+        most = LAYER_ITERATIONS if shallower else MOST_ITERATIONS
+        result = distilled(
+            task, work.traced, work.agent, refitted, visited, work.generator, index=work.index, most=most
+        )
         latest[0] = result[0]
         return result
 
@@ -281,6 +287,7 @@ def distilled(
     generator: torch.Generator,
     *,
     index: int,
+    most: int = MOST_ITERATIONS,
 ) -> Result:
     """Distil the dense agent into students on the states that they themselves visit, until one passes.
 
@@ -293,6 +300,7 @@ def distilled(
         visited: States that pruned agents visited so far.
         generator: Draws minibatches and samples.
         index: Number that keeps the seeds of this call apart from those of others.
+        most: Iterations at most.
 
     Returns:
         The best student's state, its verdict, the environment steps taken and the states visited.
@@ -307,7 +315,7 @@ def distilled(
     results: list[tuple[State, Verdict]] = []
     steps, known = 0, visited
     masks = students[0].masks
-    for iteration in range(work.iterations):
+    for iteration in range(min(work.iterations, most)):
         lessons = _lessons(task, known)
         for i in fresh if iteration > 0 else ():
             starts[i] = next(spare)
