@@ -64,13 +64,13 @@ def open_journal(out: str | Path | None, settings: Mapping[str, Any]) -> Journal
         ) from error
     if found is None and strangers:
         raise RunError(f"Folder {str(folder)!r} holds other files ({strangers[0]!r}). Choose an empty one with --out.")
-    (folder / STEPS).mkdir(exist_ok=True)
     if found is None:
         write_atomically(folder / SETTINGS, wanted)
     elif found != wanted:
         raise RunError(
             f"Folder {str(folder)!r} holds another run ({_difference(found, settings)}). Choose another with --out."
         )
+    (folder / STEPS).mkdir(exist_ok=True)
     return Journal(folder)
 
 
@@ -88,7 +88,7 @@ def recall(journal: Journal, name: str) -> Step | None:
             known = file.metadata() or {}
             data, order = json.loads(known["data"]), json.loads(known["order"])
             return Step(data, {key: file.get_tensor(key) for key in order})
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise RunError(
             f"Step file {str(path)!r} is damaged ({error}). Remove it; the run computes it again."
         ) from error
@@ -115,7 +115,7 @@ def _path(journal: Journal, name: str) -> Path | None:
 def _difference(found: str, settings: Mapping[str, Any]) -> str:
     try:
         old = json.loads(found)
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"its {SETTINGS} is damaged"
     if not isinstance(old, dict):
         return f"its {SETTINGS} is damaged"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunerl.errors import LoadError
+from prunerl.errors import LoadError, RunError
 from prunerl.types import Agent, EnvSpec
 
 SAVED = ("agent.zip", "agent.keras")
@@ -28,8 +28,8 @@ def load(
 
     Args:
         source: Path of a Stable-Baselines3 zip (today's or of the ``gym`` era), a ``.keras`` file, a folder of one of
-            our runs, or a live Stable-Baselines3 model.
-        env: Gymnasium id, or a full specification with wrappers. Needed for files.
+            our runs or of the RL Zoo (``<algo>/<env>_<n>``), or a live Stable-Baselines3 model.
+        env: Gymnasium id, or a full specification with wrappers. Needed for files; a Zoo folder says its own.
         algorithm: As the RL Zoo names it, such as ``ppo``, ``sac`` or ``qrdqn``; read off the file by default.
         env_kwargs: Keyword arguments for the environment, on top of those a Zoo folder names.
         vec_normalize: File of ``VecNormalize`` statistics; by default looked for beside the zip.
@@ -45,7 +45,7 @@ def load(
         TrustError: It can only be read by running code from it.
         SpaceError: The environment's spaces do not fit.
     """
-    from prunerl.agents import keras, keras_file, sb3_load
+    from prunerl.agents import keras, keras_file, sb3_load, zoo, zoo_settings
 
     if not isinstance(source, str | Path):
         from stable_baselines3.common.base_class import BaseAlgorithm
@@ -59,60 +59,42 @@ def load(
         )
     path = Path(source)
     if path.is_dir():
-        path = next((path / name for name in SAVED if (path / name).is_file()), path)
-    if env is None:
-        raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id (env=..., --env).")
+        path = next((path / name for name in SAVED if (path / name).is_file()), None) or zoo.find(path) or path
     spec = EnvSpec(env) if isinstance(env, str) else env
     if keras_file.recognises(path):
+        if spec is None:
+            raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id (env=..., --env).")
         if algorithm not in (None, "keras") or vec_normalize is not None:
             raise LoadError(f"{path}: a .keras file has no algorithm and no VecNormalize statistics. Leave them out.")
         return keras.load(path, env=replace(spec, kwargs={**spec.kwargs, **(env_kwargs or {})}), head=head)
     if head is not None:
         raise LoadError(f"{path}: head={head!r} is for .keras files; this file says itself what its output means.")
-    zoo = zoo_settings(path)
-    kwargs = {**zoo.kwargs, **spec.kwargs, **(env_kwargs or {})}
-    frames = spec.frame_stack if spec.frame_stack != 1 else zoo.frame_stack
-    spec = EnvSpec(spec.id, kwargs, spec.wrappers or zoo.wrappers, frames)
+    folder = zoo_settings.settings(path)
+    spec = zoo_settings.environment(folder, spec, env_kwargs, trust=trust)
+    if vec_normalize is None and sb3_load.find_statistics(path) is None:
+        vec_normalize = zoo_settings.statistics(path, folder)
     return sb3_load.load(path, env=spec, algorithm=algorithm, vec_normalize=vec_normalize, trust=trust)
 
 
-def zoo_settings(path: Path) -> EnvSpec:
-    """Read the environment's arguments, wrappers and stacked frames from the RL Zoo's folder beside a zip, if any."""
-    config = _yaml(path.with_suffix("") / "config.yml")
-    arguments = _yaml(path.with_suffix("") / "args.yml")
-    kwargs = arguments.get("env_kwargs") or {}
-    found = config.get("env_wrapper") or []
-    wrappers = []
-    for entry in [found] if isinstance(found, str | dict) else found:
-        if not entry or not isinstance(entry, str | dict):
-            raise LoadError(f"{path.with_suffix('') / 'config.yml'}: env_wrapper holds {entry!r}. Mend or remove it.")
-        name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
-        wrappers.append((str(name), dict(options or {})))
-    frames = config.get("frame_stack") or 1
-    if not isinstance(frames, int):
-        raise LoadError(f"{path.with_suffix('') / 'config.yml'}: frame_stack is {frames!r}. Mend or remove it.")
-    return EnvSpec("", dict(kwargs) if isinstance(kwargs, dict) else {}, tuple(wrappers), frames)
+def save_zoo_folder(agent: Agent, root: str | Path, *, source: str | Path | None = None) -> Path:
+    """Write a Stable-Baselines3 agent as the RL Zoo's next run folder, ``<root>/<algo>/<env>_<n>/``.
 
+    ``python -m rl_zoo3.enjoy --algo <algo> --env <env> -f <root>`` plays it, and :func:`load` reads it.
 
-def _yaml(path: Path) -> dict[str, Any]:
-    """Read the Zoo's YAML; of Python objects it may only hold an OrderedDict, which is data."""
-    import yaml
+    Args:
+        agent: The agent.
+        root: The Zoo's log folder; what is in it stays as it is.
+        source: The Zoo folder, or the zip in it, that the agent came from; its hyperparameters are kept.
 
-    if not path.is_file():
-        return {}
+    Returns:
+        The folder.
 
-    class Loader(yaml.SafeLoader):
-        pass
+    Raises:
+        RunError: The Zoo has no such agents, or the folder cannot be written. Then there is no part of it.
+    """
+    from prunerl.agents import zoo
+    from prunerl.agents.sb3 import SB3Agent
 
-    def ordered(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Any, Any]:
-        assert isinstance(node, yaml.SequenceNode)
-        pairs = loader.construct_sequence(node, deep=True)
-        return dict(pairs[0]) if pairs else {}
-
-    Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ordered)
-    try:
-        result = yaml.load(path.read_text(), Loader)  # a SafeLoader
-    except (yaml.YAMLError, AssertionError, TypeError, ValueError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoadError(f"{path} is not a Zoo configuration ({first}). Mend or remove it.") from error
-    return result if isinstance(result, dict) else {}
+    if not isinstance(agent, SB3Agent):
+        raise RunError(f"The RL Zoo has no {type(agent).__name__}. Save it with agent.save().")
+    return zoo.save_folder(agent, root, source=source)

@@ -99,7 +99,8 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
 
 NUMPY: Mapping[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): lambda text, *_: text.encode("latin1"),
+    ("_codecs", "encode"): lambda text, *_: text.encode("latin1"),  # bytes, in protocol 2
+    ("__builtin__", "bytes"): lambda: b"",  # without arguments: given a number, the real one makes that many
     **{
         (f"numpy.{core}.{module}", name): function
         for core in ("core", "_core")

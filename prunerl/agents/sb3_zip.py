@@ -108,7 +108,8 @@ def _entry(archive: zipfile.ZipFile, path: Path, name: str, limit: int) -> bytes
     info = infos[0]
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
         raise LoadError(f"{path}: entry {name!r} is compressed in an unusual way. Save the agent again.")
-    most = min(limit, max(UNPACKED, INFLATION * info.compress_size))
+    packed = min(info.compress_size, path.stat().st_size)
+    most = min(limit, max(UNPACKED, INFLATION * packed) if info.compress_type else packed)
     if info.file_size > most:
         raise LoadError(f"{path}: entry {name!r} claims {info.file_size:,} bytes; at most {most:,} are read.")
     return archive.read(info)

@@ -251,7 +251,7 @@ def test_a_zoo_folder_gives_arguments_and_wrappers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("env_wrapper: utils.wrappers.Gone", r"Wrapper 'utils\.wrappers\.Gone' cannot be imported"),
+        ("env_wrapper: utils.wrappers.Gone", r"Wrapper 'rl_zoo3\.wrappers\.Gone' cannot be imported"),
         ("env_wrapper: gymnasium.wrappers.Gone", r"Wrapper 'gymnasium\.wrappers\.Gone' cannot be imported"),
         (
             "env_wrapper: [{gymnasium.wrappers.TimeLimit: {no_such: 5}}]",
