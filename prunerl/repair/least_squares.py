@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from prunerl.repair.patches import patches
 from prunerl.trace import Layer, Trace, activity, features, matrix
 from prunerl.types import Masks
 
 RIDGE = 1e-6
 """Penalty relative to the mean variance of a layer's inputs."""
+PATCHES = 16_381
+"""Places of a convolution that it is refitted on, at most, spread evenly over all places in all states. It is prime, so
+that they do not fall on the same few places of each image."""
 
 
 def least_squares(
@@ -20,14 +24,16 @@ def least_squares(
     """Refit the layers front to back, each on the inputs that the refitted layers before it produce.
 
     Layer by layer, min over W, b of ‖X Wᵀ + b − Z‖² + λ‖W‖², where X holds the layer's inputs on visited states and
-    Z what the same outputs were before the cut.
+    Z what the same outputs were before the cut. Of a convolution X holds the patch under its kernel at each place. A
+    convolution of several groups, a transposed one, or one that is used more than once is left as it is.
 
     Args:
         traced: Trace of the smaller network.
         tensors: Its tensors.
         masks: Single weights held at zero, which stay so.
         observations: Visited states, the network's inputs, shape (states, *observation).
-        targets: For each layer of ``traced``, Z of shape (states, outputs); None leaves the layer as it is.
+        targets: For each layer of ``traced``, Z of shape (states, outputs), of a convolution (states · places,
+            channels); None leaves the layer as it is.
 
     Returns:
         The refitted weights and biases by name.
@@ -37,10 +43,14 @@ def least_squares(
     refitted: dict[str, Tensor] = {}
     with torch.no_grad():
         for layer, target in zip(traced.layers, targets, strict=True):
-            if target is None or layer.bias is None or layer.derived or layer.kind != "linear":
+            if target is None or layer.bias is None or layer.derived or layer.kind not in ("linear", "conv"):
                 continue
-            inputs = features(layer, activity(traced, {**tensors, **refitted}, observations).inputs[layer.name])
-            weight, bias = _solve(inputs.double(), features(layer, target).double(), _mask(layer, masks))
+            entered = activity(traced, {**tensors, **refitted}, observations).inputs[layer.name]
+            pair = _samples(traced, layer, matrix(layer, tensors).shape, entered, features(layer, target))
+            if pair is None:
+                continue
+            weight, bias = _solve(pair[0].double(), pair[1].double(), _mask(layer, masks))
+            weight = weight.reshape(matrix(layer, tensors).shape)
             stored = weight.T.contiguous() if layer.transposed else weight
             if bool(stored.isfinite().all() and bias.isfinite().all()):
                 refitted[layer.weight] = stored.to(tensors[layer.weight].dtype)
@@ -48,8 +58,24 @@ def least_squares(
     return refitted
 
 
+def _samples(
+    traced: Trace, layer: Layer, shape: torch.Size, inputs: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Return X and Z as (samples, inputs) and (samples, outputs); None where a layer has no such form."""
+    if layer.kind == "linear":
+        return features(layer, inputs), target
+    node = next(n for n in traced.module.graph.nodes if n.name == layer.nodes[0])
+    seen = patches(node, inputs, shape) if len(layer.nodes) == 1 else None
+    if seen is None:
+        return None
+    count = min(PATCHES, len(target))
+    rows = torch.arange(count) * len(target) // count
+    places = torch.unravel_index(rows, seen.shape[: 1 + len(shape) - 2])
+    return seen[places].flatten(1), target[rows]
+
+
 def _mask(layer: Layer, masks: Masks) -> Tensor | None:
-    return matrix(layer, masks) if layer.weight in masks else None
+    return matrix(layer, masks).flatten(1) if layer.weight in masks else None
 
 
 def _solve(inputs: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
