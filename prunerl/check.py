@@ -256,7 +256,7 @@ def _layers(subject: _Subject) -> list[str]:
 
 def _saved(agent: Agent) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "agent"
+        file = Path(folder) / f"agent{agent.suffix}"
         guarded("save() fails", "It writes one file at the path given.", lambda: agent.save(file))
         if not file.is_file() or file.stat().st_size == 0:
             raise broken(

@@ -50,6 +50,7 @@ def members(agent: Any) -> None:
         "ties": tuple,
         "critics": tuple,
         "stacks": tuple,
+        "suffix": str,
         "notes": tuple,
     }
     for name, kind in kinds.items():

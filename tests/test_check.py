@@ -308,7 +308,7 @@ BROKEN: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
     "depth": ({"with_state": deaf_to_depth}, "Without layer 'q.0' with_state.. fails: KeyError"),
     "save": (
         {"save": lambda inner: lambda path: Path(f"{path}.zip").write_text("x")},
-        r"no file at path.*\['agent.zip'\]",
+        r"no file at path.*\['agent.safetensors.zip'\]",
     ),
     "save nothing": ({"save": lambda inner: lambda path: None}, r"no file at path, but \[\]"),
     "learn": ({"learn": crashes}, "RuntimeError: no replay buffer. Mend it, or raise LearnError"),

@@ -576,3 +576,41 @@ def test_bad_input_is_refused_with_a_mend(name: str) -> None:
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+class Upright(nn.Module):
+    """Pushes the cart to where the pole falls; most units do nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = nn.Sequential(nn.Linear(4, 24), nn.Tanh(), nn.Linear(24, 2))
+        with torch.no_grad():
+            for parameter in self.actor.parameters():
+                parameter.mul_(1e-4)
+            self.actor[0].weight[0] = torch.tensor([0.0, 0.1, 1.0, 0.5])
+            self.actor[2].weight[:, 0] = torch.tensor([-1.0, 1.0])
+
+
+def steer(module: Any, observations: Tensor) -> Tensor:
+    result: Tensor = module.actor(observations)
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["units", "weights"])
+def test_prune(tmp_path: Path, structure: str) -> None:
+    torch.manual_seed(0)
+    agent = from_module(Upright(), env="CartPole-v1", head="logits", forward=steer)
+    run = tmp_path / "run"
+    options: dict[str, Any] = {"structure": structure, "schedule": "one_shot", "sparsity": 0.7, "episodes": 10}
+    result = prunerl.prune(agent, **options, repair=("least_squares",), compare=False, out=run)
+    assert result.report.pruned.verdict.satisfied
+    live: Any = result.agent.module()
+    left = sum(int((p != 0).sum()) for p in live.actor.parameters())
+    assert left <= 0.31 * sum(p.numel() for p in Upright().actor.parameters())
+    again = load_module(run / "agent.safetensors", Upright(), forward=steer)
+    assert torch.equal(output(again), output(result.agent))
+    replayed = prunerl.prune(agent, **options, repair=("least_squares",), compare=False, out=run)
+    assert torch.equal(output(replayed.agent), output(result.agent))
+    with pytest.raises(LearnError, match="Leave 'finetune' out of repair"):
+        prunerl.prune(agent, **options, repair=("finetune",), compare=False)
