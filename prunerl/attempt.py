@@ -16,10 +16,10 @@ from prunerl.cost import size, stored
 from prunerl.evaluate import Yardstick, judge, seeds
 from prunerl.evidence import VisitedEvidence
 from prunerl.remove import follow, kept_rows, layer_order, remove
-from prunerl.repair.distill import TASTES, Lessons, calibrate, distill, divergences, tastes
+from prunerl.repair.distill import TASTES, Lessons, answers, calibrate, distill, divergences, tastes
 from prunerl.repair.least_squares import least_squares
 from prunerl.rollout import rollout_each
-from prunerl.trace import Trace, activity, features, forward, groups
+from prunerl.trace import Trace, activity, features, groups
 from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure, Verdict
 from prunerl.visits import trace_policy
 
@@ -239,7 +239,7 @@ def _stages(task: Task, work: _Work) -> list[tuple[str, StageFunction]]:
 
     def refit(visited: Tensor) -> Result:
         chosen = some(torch.cat([task.visited, visited]), REFITTED, work.generator)
-        answers = forward(task.traced, task.dense.state.tensors, chosen)
+        wanted = answers(task.traced, task.dense.state.tensors, chosen)
         outputs = {
             id(parent): activity(parent.traced, parent.agent.state.tensors, chosen).outputs
             for parent in {id(c.parent): c.parent for c in work.cuts}.values()
@@ -251,11 +251,11 @@ def _stages(task: Task, work: _Work) -> list[tuple[str, StageFunction]]:
                 one.units,
                 one.decision,
                 outputs[id(one.parent)],
-                answers,
+                wanted,
             )
             fitted = least_squares(work.traced, one.state.tensors, one.state.masks, chosen, targets)
             refitted[i] = replace(one.state, tensors={**one.state.tensors, **fitted})
-        lessons = Lessons(chosen, answers, _scale(task, answers), len(chosen))
+        lessons = Lessons(chosen, wanted, _scale(task, wanted), len(chosen))
         order = divergences(work.traced, [s.tensors for s in refitted], task.dense.policy.head, lessons)
         latest[0] = _finished(work, refitted[int(np.argmin(order))], lessons)
         return _judged(work, latest[0])
@@ -433,8 +433,8 @@ def _hold_masked(scores: Scores, state: State, structure: Structure) -> Scores:
 
 def _lessons(task: Task, visited: Tensor) -> Lessons:
     chosen = torch.cat([task.visited, visited[-LESSONS:]])
-    answers = forward(task.traced, task.dense.state.tensors, chosen)
-    return Lessons(chosen, answers, _scale(task, answers), len(task.visited))
+    wanted = answers(task.traced, task.dense.state.tensors, chosen)
+    return Lessons(chosen, wanted, _scale(task, wanted), len(task.visited))
 
 
 def _scale(task: Task, answers: Tensor) -> float:
@@ -443,8 +443,8 @@ def _scale(task: Task, answers: Tensor) -> float:
 
 def _divergence(task: Task, traced: Trace, state: State) -> float:
     """Return the mean KL from the dense agent in states that it visits itself, the same for all stages."""
-    answers = forward(task.traced, task.dense.state.tensors, task.visited)
-    lessons = Lessons(task.visited, answers, _scale(task, answers), len(answers))
+    wanted = answers(task.traced, task.dense.state.tensors, task.visited)
+    lessons = Lessons(task.visited, wanted, _scale(task, wanted), len(wanted))
     return divergences(traced, [state.tensors], task.dense.policy.head, lessons)[0]
 
 

@@ -15,6 +15,8 @@ from prunerl.trace import Layer, Trace, activity, forward, matrix
 from prunerl.types import Head, Masks
 
 WARM_UP = 0.1
+BLOCK = 4_000_000
+"""Numbers of observations that one forward pass over many states takes: images come in parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +145,17 @@ def _side_by_side(
     return lambda tensors, x: torch.stack([one({n: t[i] for n, t in tensors.items()}, x[i]) for i in range(students)])
 
 
+def answers(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> Tensor:
+    """Compute a network's outputs for any number of states, shape (states, outputs), in bounded memory."""
+    states = max(1, BLOCK // max(1, observations[:1].numel()))
+    with torch.no_grad():
+        return torch.cat([forward(traced, tensors, part) for part in observations.split(states)])
+
+
 def divergences(traced: Trace, students: Sequence[Mapping[str, Tensor]], head: Head, lessons: Lessons) -> list[float]:
     """Return each student's mean KL from the dense agent over the lessons, in nats."""
-    with torch.no_grad():
-        found = [forward(traced, s, lessons.observations) for s in students]
-        return [float(heads.divergence(head, lessons.answers, o, scale=lessons.scale).mean()) for o in found]
+    found = [answers(traced, s, lessons.observations) for s in students]
+    return [float(heads.divergence(head, lessons.answers, o, scale=lessons.scale).mean()) for o in found]
 
 
 def calibrate(traced: Trace, tensors: Mapping[str, Tensor], lessons: Lessons) -> dict[str, Tensor]:
@@ -156,7 +164,7 @@ def calibrate(traced: Trace, tensors: Mapping[str, Tensor], lessons: Lessons) ->
     Only one factor above zero and one shift for all actions are fitted, so every argmax stays as it is.
     """
     last = traced.layers[-1]
-    output = forward(traced, tensors, lessons.observations)
+    output = answers(traced, tensors, lessons.observations)
     centred, answer = output - output.mean(), lessons.answers - lessons.answers.mean()
     factor = float((centred * answer).sum() / centred.square().sum().clamp_min(1e-12))
     if last.bias is None or not factor > 1e-3:
