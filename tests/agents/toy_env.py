@@ -1,4 +1,4 @@
-"""Small environments and a features extractor, importable where this project is not: plain Stable-Baselines3 uses them."""
+"""Small environments and a features extractor that plain Stable-Baselines3 can import: nothing here needs prunerl."""
 
 from __future__ import annotations
 
