@@ -149,7 +149,7 @@ def answers(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) 
     """Compute a network's outputs for any number of states, shape (states, outputs), in bounded memory."""
     states = max(1, BLOCK // max(1, observations[:1].numel()))
     with torch.no_grad():
-        return torch.cat([forward(traced, tensors, part) for part in observations.split(states)])
+        return torch.cat([forward(traced, tensors, part) for part in torch.split(observations, states)])
 
 
 def divergences(traced: Trace, students: Sequence[Mapping[str, Tensor]], head: Head, lessons: Lessons) -> list[float]:
