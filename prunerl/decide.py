@@ -283,8 +283,9 @@ def _cost(
         raise BudgetError(f"count={count!r} is counted on the network. Pass traced and tensors.")
     if any(group.structure == "layers" for group in groups):
         raise BudgetError(f"Layers own no tensors, so their {count} cannot be counted. Use count='units'.")
-    names = traced.parameters if count == "parameters" else [layer.weight for layer in traced.layers]
-    shapes = {name: tuple(tensors[name].shape) for name in names}
+    uses = {layer.weight: layer.positions for layer in traced.layers}
+    times = dict.fromkeys(traced.parameters, 1) if count == "parameters" else uses
+    shapes = {name: tuple(tensors[name].shape) for name in times}
 
     def cost(kept: Mapping[str, int]) -> int:
         left = {name: list(shape) for name, shape in shapes.items()}
@@ -295,8 +296,8 @@ def _cost(
                 if own.tensor in left and own.dim is not None:
                     left[own.tensor][own.dim] -= gone
                 elif own.tensor in left:
-                    zeros += gone
-        return sum(math.prod(shape) for shape in left.values()) - zeros
+                    zeros += gone * times[own.tensor]
+        return sum(math.prod(shape) * times[name] for name, shape in left.items()) - zeros
 
     return cost
 
