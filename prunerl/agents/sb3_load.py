@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import (
 from torch import Tensor
 
 from prunerl import environments
-from prunerl.agents import sb3_build, sb3_env, sb3_optimizers, sb3_settings, sb3_zip
+from prunerl.agents import allocation, sb3_build, sb3_env, sb3_optimizers, sb3_settings, sb3_zip
 from prunerl.agents.sb3 import SB3Agent
 from prunerl.agents.sb3_algorithms import ALGORITHMS, algorithm_class, first_layer, last_layer, name_of
 from prunerl.agents.sb3_extractors import Narrowed
@@ -85,7 +85,8 @@ def _agent(
         settings, notes = sb3_settings.read(contents, statistics, pair[1], trusted=trusted())
         sb3_env.check_statistics(settings.normalization, statistics, pair[0])
         agent = SB3Agent(contents.algorithm, env, pair, settings, State(contents.tensors), notes)
-        return _with_moments(_canonical(contents, agent), contents)
+        with allocation.Limit(10**7 + 8 * sum(t.numel() for t in contents.tensors.values())):
+            return _with_moments(_canonical(contents, agent), contents)
     except PruneError:
         raise
     except Exception as error:  # settings of any kind may stand in a file

@@ -1,7 +1,7 @@
 """Read the files that ``torch.save`` writes as data: their tensors, numbers, texts, lists and dicts, and nothing else.
 
-``torch.load(weights_only=True)`` runs no code either, but it believes a file's claims: how large a storage is, and how
-far a tensor reaches beyond it. Here each claim is compared with the bytes that are there.
+``torch.load(weights_only=True)`` runs no code either, but it crashes on a key that is nested deeply enough, and makes a
+million million numbers out of four where a file says so. Here each claim is compared with the bytes that are there.
 """
 
 from __future__ import annotations

@@ -296,6 +296,21 @@ def tensor_file(size: tuple[int, ...], stride: tuple[int, ...], *, held: int = 4
     return archive_of(inner)
 
 
+@pytest.mark.usefixtures("bounded")
+def test_widths_without_the_weights_between_them_are_refused(tmp_path: Path) -> None:
+    """A zip of less than a megabyte describes layers of 20,000 units, which 1.6 GB of weights would connect."""
+    path = tmp_path / "two.zip"
+    PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [4, 4]}, device="cpu").save(path)
+    contents = entries(path)
+    state = torch.load(io.BytesIO(contents["policy.pth"]))
+    for net in ("policy_net", "value_net"):
+        state[f"mlp_extractor.{net}.0.weight"] = torch.zeros(20_000, 4)
+        state[f"mlp_extractor.{net}.2.weight"] = torch.zeros(20_000, 1)
+    data = archive_of({**contents, "policy.pth": saved(state)})
+    assert len(data) < 10**6
+    refused(data, tmp_path, "network would be far larger than its tensors")
+
+
 def test_the_tensor_file_of_these_tests_is_one() -> None:
     found = torch_file.read(tensor_file((2, 2), (2, 1)))
     assert torch.equal(found["action_net.weight"], torch.zeros(2, 2))
