@@ -7,6 +7,7 @@ from prunerl.check import check_agent as check_agent
 from prunerl.evaluate import compare as compare
 from prunerl.evaluate import evaluate as evaluate
 from prunerl.load import load as load
+from prunerl.load import save_zoo_folder as save_zoo_folder
 from prunerl.loop import Result as Result
 from prunerl.loop import prune as prune
 from prunerl.types import VERSION as VERSION
@@ -24,6 +25,7 @@ __all__ = [
     "from_module",
     "load",
     "prune",
+    "save_zoo_folder",
 ]
 
 __version__ = VERSION

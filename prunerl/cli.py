@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -345,7 +345,7 @@ def _env(args: _Source) -> EnvSpec | None:
         raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id with --env.")
     base = known or EnvSpec(str(args.env))
     kwargs = {**base.kwargs, **dict(_pair(entry) for entry in args.env_kwargs)}
-    return EnvSpec(base.id, kwargs, tuple((name, {}) for name in args.wrapper) or base.wrappers)
+    return replace(base, kwargs=kwargs, wrappers=tuple((name, {}) for name in args.wrapper) or base.wrappers)
 
 
 def _existing(agent: str) -> Path:

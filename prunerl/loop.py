@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunerl import baselines, criteria, errors, learner, schedules, stats, visits
 from prunerl.attempt import CHECKED, REPAIRS, Candidate, Task, attempt, masked_parameters, some
-from prunerl.errors import BudgetError, RunError
+from prunerl.errors import BudgetError, LearnError, RunError
 from prunerl.evaluate import Yardstick, seeds, yardstick
 from prunerl.journal import Journal, open_journal, recall, record
 from prunerl.load import load
@@ -138,6 +138,8 @@ def prune(
     settings = _checked(settings, repair)
     warm_up()
     dense = load(agent, env=env) if isinstance(agent, str | Path) else agent
+    if "finetune" in repair and not dense.learns:
+        raise LearnError(f"A {dense.algorithm} agent cannot train on by itself. Leave finetune out of repair.")
     source = name or (str(agent) if isinstance(agent, str | Path) else dense.algorithm)
     journal = open_journal(out, {**settings, "agent": baselines.fingerprint(dense), "env": schema.plain(dense.env)})
     finished = _finished_run(journal, dense)

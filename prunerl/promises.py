@@ -51,6 +51,7 @@ def members(agent: Any) -> None:
         "critics": tuple,
         "stacks": tuple,
         "suffix": str,
+        "learns": bool,
         "notes": tuple,
     }
     for name, kind in kinds.items():

@@ -217,6 +217,10 @@ class Agent(Protocol):
         """Prefixes of the plain stacks of layers out of which :meth:`with_state` can leave a hidden layer."""
 
     @property
+    def learns(self) -> bool:
+        """Whether :meth:`learn` can train it on; False where only the user's own script can."""
+
+    @property
     def suffix(self) -> str:
         """What the name of a saved file ends in, such as ``.zip``."""
 

@@ -71,6 +71,11 @@ class KerasAgent:
         return keras_surgery.ties(self.contents.graph, self.contents.graph.upto(self.reading.output))
 
     @property
+    def learns(self) -> bool:
+        """Whether :meth:`learn` can train it on."""
+        return False
+
+    @property
     def suffix(self) -> str:
         """What the name of a saved file ends in."""
         return ".keras"

@@ -132,6 +132,11 @@ class ModuleAgent:
         return shared_ties(acting, valuing, _shapes(self.state))
 
     @property
+    def learns(self) -> bool:
+        """Whether :meth:`learn` can train it on."""
+        return False
+
+    @property
     def suffix(self) -> str:
         """What the name of a saved file ends in."""
         return ".safetensors"

@@ -57,6 +57,11 @@ class SB3Agent:
         return sb3_policy.critics_of(self)
 
     @property
+    def learns(self) -> bool:
+        """Whether :meth:`learn` can train it on."""
+        return True
+
+    @property
     def suffix(self) -> str:
         """What the name of a saved file ends in."""
         return ".zip"
