@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ ALTERNATIVES = 3 * STUDENTS
 LARGE = 20_000
 """Networks of more parameters than this are repaired as one student, not as several."""
 SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 18_000
+LESSON_BYTES = 128_000_000
+"""States that pruned agents visited are kept, in memory and on disk, up to this size: images count."""
 RESTARTED = 0.3
 """Students who learn less than this share from states of pruned agents start anew in each iteration: they have learnt
 what the dense agent's states can teach them. The others go on."""
@@ -432,7 +435,7 @@ def _hold_masked(scores: Scores, state: State, structure: Structure) -> Scores:
 
 
 def _lessons(task: Task, visited: Tensor) -> Lessons:
-    chosen = torch.cat([task.visited, visited[-LESSONS:]])
+    chosen = torch.cat([task.visited, _latest(visited)])
     wanted = answers(task.traced, task.dense.state.tensors, chosen)
     return Lessons(chosen, wanted, _scale(task, wanted), len(task.visited))
 
@@ -456,7 +459,13 @@ def some(states: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _merge(visited: Tensor, seen: Tensor | None) -> Tensor:
-    return visited if seen is None else torch.cat([visited, seen])[-LESSONS:]
+    return visited if seen is None else _latest(torch.cat([visited, seen]))
+
+
+def _latest(visited: Tensor) -> Tensor:
+    """Return as many of the last states as lessons hold."""
+    one = visited.element_size() * math.prod(visited.shape[1:])
+    return visited[-max(1, min(LESSONS, LESSON_BYTES // max(1, one))) :]
 
 
 def masked_parameters(candidate: Candidate) -> int:
