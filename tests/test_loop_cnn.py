@@ -16,6 +16,7 @@ from torch import nn
 
 import prunerl
 from prunerl import decide, heads
+from prunerl.attempt import LESSON_BYTES, LESSONS, _latest
 from prunerl.cost import size
 from prunerl.trace import trace, unit_groups
 
@@ -33,7 +34,7 @@ np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), deterministic=True)[0])
 
 def taught(env: gym.Env[Any, Any]) -> PPO:
     """Show an agent which way the ball is, which takes seconds; to find out for itself would take minutes."""
-    model = PPO("CnnPolicy", env, n_steps=64, seed=0, device="cpu")
+    model = PPO("CnnPolicy", env, n_steps=64, learning_rate=1e-3, seed=0, device="cpu")
     images, moves = [], []
     env.action_space.seed(0)
     for seed in range(20):
@@ -44,7 +45,7 @@ def taught(env: gym.Env[Any, Any]) -> PPO:
             image, _, over, _, _ = env.step(env.action_space.sample())
     seen, wanted = torch.as_tensor(np.stack(images)), torch.as_tensor(np.stack(moves))
     generator = torch.Generator().manual_seed(0)
-    for _ in range(80):
+    for _ in range(100):
         batch = torch.randint(len(seen), (128,), generator=generator)
         _, log_probability, _ = model.policy.evaluate_actions(seen[batch], wanted[batch])
         model.policy.optimizer.zero_grad()
@@ -100,3 +101,13 @@ def test_macs_of_a_convolution_count_every_place() -> None:
     decision = decide.by_sparsity(groups, scores, 0.5, count="macs", traced=traced, tensors=tensors)
     # Of 1184 at most 592: 2 and 2 channels cost 448, 3 and 2 would cost 664.
     assert {name: int(keep.sum()) for name, keep in decision.items()} == {g.name: 2 for g in groups}
+
+
+def test_remembered_states_are_bounded_in_number_and_images_in_bytes() -> None:
+    flat, images = torch.zeros(2 * LESSONS, 1), torch.zeros(6000, 4, 84, 84, dtype=torch.uint8)
+    flat[-1] = 1.0
+    kept = _latest(flat)
+    assert len(kept) == LESSONS
+    assert kept[-1] == 1.0
+    assert LESSON_BYTES - images[0].nbytes < _latest(images).nbytes <= LESSON_BYTES
+    assert len(_latest(images[:0])) == 0
