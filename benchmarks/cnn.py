@@ -54,6 +54,10 @@ def main() -> int:
     print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
     for row in (report["dense"], report["pruned"], *report["baselines"]):
         print("| " + " | ".join(cells(row)) + " |")
+    print("\nReturn after each stage of each round, normalised, on selection seeds:\n")
+    print("| round | widths | parameters | MACs | cut | least squares | distilled | passes | seconds |\n|" + "---|" * 9)
+    for made in report["rounds"]:
+        print("| " + " | ".join(stages(made)) + " |")
     print(f"\nTraining took {trained:.0f} s, pruning as a whole, baselines and report included, {pruned:.0f} s.\n")
     return checked(report, acts_alike(folder / "agent.zip", given.out))
 
@@ -133,6 +137,20 @@ def cells(row: dict) -> tuple[str, ...]:
         f"{row['bytes']:,}",
         f"{row['latency'][1]:.0f}",
         f"{row['seconds']:.0f}",
+    )
+
+
+def stages(made: dict) -> tuple[str, ...]:
+    """Return one line of the table of rounds; a repair that was not needed has a dash."""
+    returns = {stage["name"]: f"{stage['verdict']['normalized']:.3f}" for stage in made["stages"]}
+    return (
+        str(made["index"]),
+        " × ".join(map(str, made["units"])),
+        f"{made['parameters']:,}",
+        f"{made['macs']:,}",
+        *(returns.get(name, "—") for name in ("cut", "least_squares", "distill")),
+        "yes" if made["satisfied"] else "no",
+        f"{made['seconds']:.0f}",
     )
 
 
