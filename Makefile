@@ -18,10 +18,10 @@ demo: $(STAMP)
 	$(BIN)/python recipes/demo.py
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p prunerl
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto

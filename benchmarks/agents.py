@@ -20,7 +20,7 @@ from pathlib import Path
 
 AGENTS = (
     # agent of the Zoo, environment of today, parameters and seconds of the prototype (100 lines: units by activation
-    # variance times outgoing norm, distillation on visited states; one quiet core)
+    # variance times outgoing norm, distillation on visited states; one quiet core), None where there is none
     ("ppo/CartPole-v1", "CartPole-v1", 11, 26),
     ("dqn/CartPole-v1", "CartPole-v1", 15, 40),
     ("dqn/Acrobot-v1", "Acrobot-v1", 15, 37),
@@ -29,6 +29,10 @@ AGENTS = (
     ("dqn/LunarLander-v2", "LunarLander-v3", 7844, 90),
     ("ppo/Pendulum-v1", "Pendulum-v1", 23, 29),
     ("ppo/Hopper-v3", "Hopper-v5", 207, 129),
+    ("qrdqn/CartPole-v1", "CartPole-v1", None, None),
+    ("sac/Pendulum-v1", "Pendulum-v1", None, None),
+    ("ddpg/Pendulum-v1", "Pendulum-v1", None, None),
+    ("sac/HalfCheetah-v3", "HalfCheetah-v5", 2935, 65),
 )
 HEADER = (
     "agent", "run on", "dense", "pruned", "prototype", "widths", "normalised return", "95 % interval", "episodes",
@@ -72,7 +76,9 @@ def measure(agents: Path, name: str, env: str, folder: Path, seed: int) -> tuple
     return json.loads((folder / "report.json").read_text()), float(clock.read_text())
 
 
-def row(name: str, env: str, report: dict, seconds: float, parameters: int, prototype: int) -> tuple[str, ...]:
+def row(
+    name: str, env: str, report: dict, seconds: float, parameters: int | None, prototype: int | None
+) -> tuple[str, ...]:
     """Return one line of the table."""
     verdict = report["verdict"]
     others = {b["name"]: b for b in report["baselines"]}
@@ -90,7 +96,7 @@ def row(name: str, env: str, report: dict, seconds: float, parameters: int, prot
         env,
         f"{report['dense']['parameters']:,}",
         f"**{report['pruned']['parameters']:,}**",
-        f"{parameters:,}",
+        "—" if parameters is None else f"{parameters:,}",
         " × ".join(map(str, report["pruned"]["units"])) or "none",
         f"{verdict['normalized']:.3f}",
         f"[{verdict['interval'][0]:.3f}, {verdict['interval'][1]:.3f}]",
@@ -99,7 +105,7 @@ def row(name: str, env: str, report: dict, seconds: float, parameters: int, prot
         baseline("linear policy"),
         baseline("same size, random weights"),
         f"{seconds:.0f}",
-        str(prototype),
+        "—" if prototype is None else str(prototype),
     )
 
 

@@ -66,6 +66,8 @@ print("loads")
 if hasattr(model, "batch_size") and hasattr(model, "replay_buffer"):
     model.learning_starts = min(model.learning_starts, 8)
     model.gradient_steps, model.train_freq = 2, type(model.train_freq)(4, model.train_freq.unit)
+if hasattr(model, "target_update_interval"):
+    model.target_update_interval = min(model.target_update_interval, 50)
 before = {n: p.detach().clone() for n, p in model.policy.named_parameters()}
 model.learn(case["steps"], reset_num_timesteps=False)
 still = [n for n, p in model.policy.named_parameters() if p.equal(before[n]) and p.requires_grad]
