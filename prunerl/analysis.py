@@ -24,8 +24,8 @@ Pair = tuple[str, int]
 class LayerUse:
     """One use of a weight in the graph; see :class:`prunerl.operators.Use`, with the names of parameters.
 
-    ``derived``: the weight that is applied is computed from ``weight`` and others. ``positions``: how often one
-    observation applies it.
+    ``derived``: the weight that is applied is computed from ``weight`` and others; ``scaled``: by a norm over its
+    ``inputs`` or over ``all`` entries. ``positions``: how often one observation applies it.
     """
 
     node: str
@@ -35,6 +35,7 @@ class LayerUse:
     bias: str | None
     transposed: bool
     derived: bool
+    scaled: str
     positions: int
 
 
@@ -179,6 +180,26 @@ def _derived(walk: Walk, names: Mapping[fx.Node, str], ids: Mapping[Pair, Ids], 
             yield from (pair for pair, own in ids.items() if pair[0] == name and units & set(unit_of[own].tolist()))
 
 
+NORMS = {
+    **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), "inputs"),
+    **dict.fromkeys(("norm", "linalg_vector_norm", "mv", "matmul", "mm", "dot", "vdot", "sum"), "all"),
+}
+
+
+def _scaled(walk: Walk, node: fx.Node) -> str:
+    """Return over what a weight is normalised on its way from the parameters, "" for nothing.
+
+    Weight norm divides each row by its own norm, spectral norm the whole matrix by one that all rows and columns share.
+    """
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if operators.name(current) in NORMS:
+            return NORMS[operators.name(current)]
+        waiting += [n for n in current.all_input_nodes if n in walk.weights]
+    return ""
+
+
 def _above(walk: Walk, names: Mapping[fx.Node, str], node: fx.Node) -> list[fx.Node]:
     """Return the parameters that a node is computed from, the nearest first."""
     found, waiting = [], [node]
@@ -202,7 +223,8 @@ def _uses(walk: Walk, names: Mapping[fx.Node, str]) -> Iterator[LayerUse]:
         positions = math.prod(output) // max(width * output[0], 1)
         turned = use.transposed != flipped
         if weight is not None:
-            yield LayerUse(use.node, use.kind, use.source, weight, bias, turned, derived, positions)
+            scaled = _scaled(walk, nodes[use.weight]) if derived else ""
+            yield LayerUse(use.node, use.kind, use.source, weight, bias, turned, derived, scaled, positions)
 
 
 def _parameter(walk: Walk, names: Mapping[fx.Node, str], node: fx.Node) -> tuple[str | None, bool, bool]:

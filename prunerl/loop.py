@@ -398,7 +398,7 @@ def _normalised(traced: Trace) -> tuple[str, ...]:
     if not traced.normalised:
         return ()
     names = ", ".join(sorted(traced.normalised))
-    return (f"A LayerNorm runs over the units of {names}: without some of them it has other statistics.",)
+    return (f"A norm runs over the units of {names}: without some of them what is left is normalised otherwise.",)
 
 
 def _refusals(count: int) -> tuple[str, ...]:

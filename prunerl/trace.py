@@ -63,7 +63,8 @@ class Trace:
         output: Name of the layer whose output is the network's, if it is one alone.
         kept_whole: Name of a layer → reason, for what will not be pruned.
         couplings: Name of a group → the (tensor, dimension) pairs that its units own.
-        normalised: Names of groups that a LayerNorm runs over: without a unit it has other statistics.
+        normalised: Names of groups that a LayerNorm, weight norm or spectral norm runs over: without a unit, what is
+            left is normalised by other numbers.
         shared: Names of tensors that are one and the same.
         whole: The (tensor, dimension) pairs of which nothing is ever cut.
         example: The observations that the network was traced on.
@@ -144,8 +145,18 @@ def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) 
         kept_whole=dict(found.kept),
         couplings={g.name: tuple((p.tensor, p.dim or 0) for p in g.slices) for g in found.groups},
         whole=found.whole,
-        normalised=frozenset(name for places in found.normalised.values() for name in places),
+        normalised=frozenset(name for places in found.normalised.values() for name in places)
+        | _scaled(found, {e.weight: e for e in layers}),
     )
+
+
+def _scaled(found: Analysis, layers: Mapping[str, Layer]) -> frozenset[str]:
+    """Return the groups without which a computed weight is normalised by another number."""
+    names: list[str] = []
+    for use in (u for u in found.uses if u.scaled):
+        layer = layers[use.weight]
+        names += [*layer.reads, *(layer.makes if use.scaled == "all" else ())]
+    return frozenset(names)
 
 
 def forward(traced: Trace, tensors: Mapping[str, Tensor], observations: Tensor) -> Tensor:

@@ -457,16 +457,9 @@ UNUSUAL: dict[str, Callable[[], nn.Module]] = {
     "noisy": lambda: nn.Sequential(Noisy(), nn.Tanh(), nn.Linear(8, 3)),
     "ensemble": Ensemble,
 }
-REFITS_ITS_NORM = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="without a unit the spectral norm is another, which scales the units that are kept; untold",
-)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=REFITS_ITS_NORM) if k == "spectral norm" else k for k in UNUSUAL]
-)
+@pytest.mark.parametrize("kind", UNUSUAL)
 def test_weight_norm_spectral_norm_noisy_and_ensembles(kind: str) -> None:
     torch.manual_seed(0)
     network, seen = UNUSUAL[kind]().eval(), torch.randn(6, 5)
