@@ -154,7 +154,7 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
     observer(f"dense agent: return {np.mean(yard.dense):.4g}, random policy: {yard.random:.4g}", None)
     task = Task(
         dense,
-        candidate.traced,
+        candidate.traced if candidate.agent is dense else trace_policy(dense.policy, visited),
         visited,
         yard,
         settings["criterion"],
@@ -204,13 +204,13 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         baselines=rows,
         rounds=tuple(made),
         kept_whole=dict(candidate.traced.kept_whole),
-        notes=(*dense.notes, *_normalised(candidate.traced), *_refusals(refused), *cut_critics),
+        notes=(*candidate.agent.notes, *_normalised(candidate.traced), *_refusals(refused), *cut_critics),
         versions=_versions(),
         command=_command(),
         seconds=sum(r.seconds for r in (dense_row, pruned_row, *rows)),
         env_steps=sum(r.env_steps for r in (dense_row, pruned_row, *rows)),
     )
-    agent = dense.with_state(final)
+    agent = candidate.agent.with_state(final)
     record(journal, "result", {}, _packed(agent.state))
     if journal.folder is not None:
         _write(journal.folder, agent, report)
@@ -286,7 +286,8 @@ def _prepare(dense: Agent, settings: Mapping[str, Any], journal: Journal) -> tup
         returns, cost = tuple(kept["dense"]), (kept["steps"], kept["seconds"])
         yard = Yardstick(policy, dense.env, kept["random"], returns, first, tolerance, *cost)
         visited = known.tensors["visited"]
-    return yard, Candidate(dense, trace_policy(policy, visited), visited[:0]), visited
+    start = dense.simplified()
+    return yard, Candidate(start, trace_policy(start.policy, visited), visited[:0]), visited
 
 
 def _round(task: Task, current: Candidate, plan: Attempt, index: int, journal: Journal) -> tuple[Round, Candidate]:

@@ -58,7 +58,7 @@ def members(agent: Any) -> None:
         if not hasattr(agent, name):
             raise broken(f"The agent has no {name!r}.", "See prunerl.types.Agent for what it must have.")
         _is(f"agent.{name}", getattr(agent, name), kind)
-    for name in ("with_state", "learn", "save"):
+    for name in ("with_state", "simplified", "learn", "save"):
         if not callable(getattr(agent, name, None)):
             raise broken(f"The agent has no method {name!r}.", "See prunerl.types.Agent for what it must do.")
     entries: dict[str, type] = {"ties": Tie, "critics": Critic, "stacks": str, "notes": str}

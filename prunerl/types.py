@@ -231,6 +231,12 @@ class Agent(Protocol):
     def with_state(self, state: State) -> Agent:
         """Return the same agent with other tensors; widths and depth are read off their shapes."""
 
+    def simplified(self) -> Agent:
+        """Return an agent that acts the same by a smaller network, where its library can say so; else the agent itself.
+
+        What such a step gives up is for training alone, such as the quantiles whose mean is acted by.
+        """
+
     def learn(self, steps: int, *, seed: int) -> Agent:
         """Return the agent after ``steps`` more environment steps of its own training; masks hold.
 

@@ -146,6 +146,10 @@ class ModuleAgent:
         """The stacks that were named."""
         return self.adapter.stacks
 
+    def simplified(self) -> ModuleAgent:
+        """Return the agent itself."""
+        return self
+
     def with_state(self, state: State) -> ModuleAgent:
         """Return the same agent with other tensors; layers left in the stacks are numbered anew.
 

@@ -94,6 +94,10 @@ class SB3Agent:
         )
         return replace(self, state=renamed)
 
+    def simplified(self) -> SB3Agent:
+        """Return the agent with the quantiles of each action merged into their mean, which is what it acts by."""
+        return _one_quantile(self) if self.algorithm == "qrdqn" else self
+
     def model(self, env: VecEnv | None = None) -> BaseAlgorithm:
         """Build the live model: weights, moments, entropy coefficient, counters, schedules.
 
@@ -185,6 +189,30 @@ def _then_masked(model: Any, update: Callable[..., None], masks: Mapping[str, Te
             model.weights = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
 
     return masked
+
+
+def _one_quantile(agent: SB3Agent) -> SB3Agent:
+    """Average the rows of the last layer over the quantiles of each action, in the target network as well."""
+    actions = int(agent.spaces[1].n)  # type: ignore[attr-defined]
+    tensors = dict(agent.state.tensors)
+    for trunk in ("quantile_net.quantile_net.", "quantile_net_target.quantile_net."):
+        last = max(int(n.removeprefix(trunk).split(".")[0]) for n in tensors if n.startswith(trunk))
+        for name in (n for n in tuple(tensors) if n.startswith(f"{trunk}{last}.")):
+            rows = tensors[name].unflatten(0, (-1, actions))  # type: ignore[no-untyped-call]
+            tensors[name] = rows.mean(dim=0)
+    changed = {n for n, t in tensors.items() if t.shape != agent.state.tensors[n].shape}
+    if not changed:
+        return agent
+    count = agent.state.tensors[next(n for n in changed if n.endswith("bias"))].shape[0] // actions
+    note = (
+        f"The {count} quantiles of each action are merged into their mean, which acts the same; it trains on with one."
+    )
+    state = State(
+        tensors,
+        {n: m for n, m in agent.state.moments.items() if n not in changed},
+        {n: m for n, m in agent.state.masks.items() if n not in changed},
+    )
+    return replace(agent.with_state(state), notes=(*agent.notes, note))
 
 
 def _renumbered(names: Sequence[str], prefixes: Sequence[str]) -> dict[str, str]:

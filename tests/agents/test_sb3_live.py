@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from test_sb3_table import (
     taken,
     trained,
 )
+from torch import Tensor
 
 import prunerl
 from prunerl import environments, heads
@@ -199,3 +201,18 @@ def test_sb3_contrib_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     with pytest.raises(LoadError, match=r"TRPO belongs to sb3-contrib.*pip install sb3-contrib"):
         prunerl.load(tmp_path / "agent.zip", env=EnvSpec("Toy-v0", {"acts": "box"}))
+
+
+def test_quantiles_merge_into_their_mean(load_agent: Callable[[str], SB3Agent], inputs: Callable[..., Tensor]) -> None:
+    """QR-DQN acts by the mean of its quantiles, so one row an action is enough, and it trains on with that."""
+    agent = load_agent("qrdqn/CartPole-v1")
+    merged = agent.simplified()
+    seen = inputs(agent)
+    torch.testing.assert_close(merged.policy.network(seen), agent.policy.network(seen), rtol=1e-5, atol=1e-4)
+    assert merged.state.tensors["quantile_net.quantile_net.4.weight"].shape == (2, 256)
+    assert merged.state.tensors["quantile_net_target.quantile_net.4.bias"].shape == (2,)
+    assert any("10 quantiles" in note for note in merged.notes)
+    assert merged.simplified() is merged
+    assert merged.learn(40, seed=0).state.tensors.keys() == agent.state.tensors.keys()
+    other = load_agent("dqn/CartPole-v1")
+    assert other.simplified() is other
