@@ -139,7 +139,7 @@ def prune(
     warm_up()
     dense = load(agent, env=env) if isinstance(agent, str | Path) else agent
     if "finetune" in repair and not dense.learns:
-        raise LearnError(f"A {dense.algorithm} agent cannot train on by itself. Leave finetune out of repair.")
+        raise LearnError(f"An agent of {dense.algorithm!r} cannot train on by itself. Leave 'finetune' out of repair.")
     source = name or (str(agent) if isinstance(agent, str | Path) else dense.algorithm)
     journal = open_journal(out, {**settings, "agent": baselines.fingerprint(dense), "env": schema.plain(dense.env)})
     finished = _finished_run(journal, dense)
