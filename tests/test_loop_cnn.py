@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from loky import get_reusable_executor
 from stable_baselines3 import PPO
 from torch import nn
 
@@ -59,6 +60,7 @@ def test_a_convolutional_agent_is_pruned_and_acts_alike_in_plain_sb3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)  # workers that run already have the old path
     env = gym.make(ENV, disable_env_checker=True)
     taught(env).save(tmp_path / "dense.zip")
     dense = prunerl.load(tmp_path / "dense.zip", env=ENV)
