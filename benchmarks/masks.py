@@ -2,8 +2,9 @@
 
     python benchmarks/masks.py --out runs/masks.jsonl > docs/data/masks.md
 
-Each algorithm trains four live models side by side, all from the same weights: dense; with ``prunerl.masks.attach``;
-with ``torch.nn.utils.prune``; and with a parametrization that multiplies by the mask. Networks and training settings
+Each algorithm trains five live models side by side, all from the same weights: dense; dense once more, as the control
+that shows what the noise is; with ``prunerl.masks.attach``; with ``torch.nn.utils.prune``; and with a parametrization
+that multiplies by the mask. Networks and training settings
 are those of the RL Zoo's entries for the environment, in one environment at a time. The sparsity of every weight matrix
 of the online networks is 0.9. A repetition calls ``learn()`` once for each, in an order that changes, and takes its
 CPU time (of this process, torch on one thread); what stands in the table is the median over the repetitions of the
@@ -64,8 +65,14 @@ ALGORITHMS: dict[str, tuple[str, str, int, Callable[[], BaseAlgorithm]]] = {
         "MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0, policy_kwargs=dict(WIDE), **LATE,
     )),
 }  # fmt: skip
-WAYS = ("dense", "prunerl", "prune", "parametrize")
-LABELS = {"prunerl": "`prunerl.masks`", "prune": "`torch.nn.utils.prune`", "parametrize": "`parametrize`"}
+WAYS = ("prunerl", "prune", "parametrize")
+ARMS = ("dense", "control", *WAYS)
+LABELS = {
+    "control": "dense again",
+    "prunerl": "`prunerl.masks`",
+    "prune": "`torch.nn.utils.prune`",
+    "parametrize": "`parametrize`",
+}
 
 
 class Masked(nn.Module):
@@ -98,19 +105,19 @@ def measure(name: str, repetitions: int, length: float, out: Path) -> None:
     """Append to ``out`` what it lacks of one algorithm."""
     done = [entry for entry in entries(out) if entry["algorithm"] == name]
     if not any("exact" in entry for entry in done):
-        append(out, {"algorithm": name, "exact": {way: examine(name, way) for way in WAYS[1:]}})
+        append(out, {"algorithm": name, "exact": {way: examine(name, way) for way in WAYS}})
     missing = repetitions - sum("seconds" in entry for entry in done)
     if missing <= 0:
         return
     _, _, steps, make = ALGORITHMS[name]
     clock = Clock()  # before the hooks are made
-    models = {way: warmed(make()) for way in WAYS}
+    models = {way: warmed(make()) for way in ARMS}
     decided = drawn(models["dense"])
     for way, model in models.items():
         mask(model, way, decided, targets=True)
     for index in range(missing + 1):  # the first one warms up
-        order = [WAYS[(i + index) % len(WAYS)] for i in range(len(WAYS))]
-        order = order[::-1] if index // len(WAYS) % 2 else order
+        order = [ARMS[(i + index) % len(ARMS)] for i in range(len(ARMS))]
+        order = order[::-1] if index // len(ARMS) % 2 else order
         seconds, hooks = {}, 0.0
         for way in order:
             gc.collect()
@@ -165,7 +172,7 @@ def mask(model: BaseAlgorithm, way: str, decided: dict[str, Tensor], *, targets:
     """Mask a live model in one of the ways; ``targets`` concerns PyTorch's two."""
     if way == "prunerl":
         masks.attach(model.policy, decided)
-    elif way != "dense":
+    elif way in WAYS:
         known = dict(model.policy.named_parameters())
         for name, keep in decided.items():
             for one in (name, target_of(name)) if targets else (name,):
@@ -251,7 +258,7 @@ def table(algorithms: list[str], found: list[dict[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for name in algorithms:
         timed = [entry for entry in found if entry["algorithm"] == name and "seconds" in entry]
-        cells = [summary([e["seconds"][way] / e["seconds"]["dense"] for e in timed]) for way in WAYS[1:]]
+        cells = [summary([e["seconds"][way] / e["seconds"]["dense"] for e in timed]) for way in ARMS[1:]]
         hooks = statistics.median(e["hooks"] / e["seconds"]["prunerl"] for e in timed)
         environment, widths = ALGORITHMS[name][:2]
         yield f"| {name} | {environment} | {widths} | {len(timed)} | {' | '.join(cells)} | {hooks:.1%} |"

@@ -19,6 +19,7 @@ LAYERS: Mapping[str, int] = {
         ("evidence", "remove", "masks", "rollout", "visits", "learner", "evaluate", "repair", "journal", "load"), 3
     ),
     "promises": 3,
+    "deploy": 3,
     **dict.fromkeys(("attempt", "search", "baselines", "loop", "report", "check"), 4),
     **dict.fromkeys(("progress", "cli"), 5),
 }
