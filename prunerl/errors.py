@@ -54,6 +54,10 @@ class RunError(PruneError, OSError):
     """A run folder cannot be read, written or continued."""
 
 
+class ExportError(PruneError, ValueError):
+    """A policy cannot be written as a file of some format, or the file does not act as the policy."""
+
+
 def unknown(kind: str, got: str, choices: Iterable[str]) -> NameUnknownError:
     """Build the error for a name that is not among ``choices``, with the nearest one."""
     names = sorted(choices)
