@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-Decision = Mapping[str, Tensor]
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and these nouns only name its types
+    from torch import Tensor, nn
+
+Decision = Mapping[str, "Tensor"]
 """Group name → bool tensor of shape (units,), True = keep."""
 
-Scores = Mapping[str, Tensor]
+Scores = Mapping[str, "Tensor"]
 """Group name → float tensor of shape (units,), high = keep."""
 
-Masks = Mapping[str, Tensor]
+Masks = Mapping[str, "Tensor"]
 """Parameter name → bool tensor of the parameter's shape, True = keep."""
 
 VERSION = "0.1.0"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prunerl import cli
-from prunerl.cli import main
+from prunerl.cli import COMMANDS, main
+from prunerl.commands import prune, source
 
 Capture = pytest.CaptureFixture[str]
 
@@ -32,7 +32,7 @@ def refusal(arguments: list[str], capsys: Capture) -> str:
     return printed.err
 
 
-@pytest.mark.parametrize("command", [[], ["prune"], ["evaluate"], ["inspect"], ["report"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_names_the_command(command: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
@@ -148,10 +148,10 @@ def test_debug_shows_the_traceback_too(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_an_interruption_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    def interrupted(args: cli.Prune) -> None:
+    def interrupted(args: prune.Arguments) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "prune", interrupted)
+    monkeypatch.setattr(prune, "run", interrupted)
     assert main(["prune", "agent.zip"]) == 130
     assert capsys.readouterr().err == ("prunerl: interrupted. The same command goes on from the last finished round.\n")
 
@@ -228,7 +228,7 @@ def test_another_run_is_not_overwritten(run: Path, cartpole: str, capsys: Captur
     ],
 )
 def test_environment_arguments_are_json_where_they_can_be(text: str, value: object) -> None:
-    assert cli._pair(text) == ("x", value)
+    assert source._pair(text) == ("x", value)
 
 
 def test_the_module_is_the_command() -> None:

@@ -21,7 +21,7 @@ LAYERS: Mapping[str, int] = {
     "promises": 3,
     "deploy": 3,
     **dict.fromkeys(("attempt", "search", "baselines", "loop", "report", "check"), 4),
-    **dict.fromkeys(("progress", "cli"), 5),
+    **dict.fromkeys(("progress", "commands", "cli"), 5),
 }
 """The first part of a module's name below the package → its layer."""
 
