@@ -50,6 +50,10 @@ class CheckError(PruneError, AssertionError):
     """An adapter of an RL library breaks an invariant."""
 
 
+class TargetError(PruneError, ValueError):
+    """A device's profile cannot be read, or a policy does not fit the device."""
+
+
 class RunError(PruneError, OSError):
     """A run folder cannot be read, written or continued."""
 
