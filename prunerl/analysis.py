@@ -145,16 +145,16 @@ def _gathered(walk: Walk, names: Mapping[fx.Node, str]) -> Analysis:
     unit_of, reasons = walk.elements.classes()
     ids = {(names[node], f.dims[0]): f.ids.ravel() for node in names for f in walk.of(node)}
     uses = tuple(_uses(walk, names))
-    groups, place_of = _groups({pair: unit_of[own] for pair, own in ids.items()}, uses)
+    groups, members = _groups({pair: unit_of[own] for pair, own in ids.items()}, uses)
     summed = np.zeros(walk.elements.count, dtype=bool)
     for own in walk.contracted:
         summed[own] = True
     sums: dict[str, tuple[Summed, ...]] = {}
     for node, argument, dim, own in walk.sums:
-        places = _places(groups, place_of, unit_of[own])
+        places = _places(members, unit_of[own])
         if places:
             sums[node] = (*sums.get(node, ()), Summed(argument, dim, places))
-    normalised = {node: _places(groups, place_of, unit_of[own]) for node, own in walk.normalised}
+    normalised = {node: _places(members, unit_of[own]) for node, own in walk.normalised}
     return Analysis(
         groups=groups,
         contracted=frozenset(pair for pair, own in ids.items() if summed[own].any())
@@ -250,13 +250,11 @@ def _same_units(walk: Walk, node: fx.Node, parameter: fx.Node, order: tuple[int,
     return all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
 
 
-def _groups(
-    owned: Mapping[Pair, Ids], uses: Sequence[LayerUse]
-) -> tuple[tuple[Group, ...], Mapping[int, tuple[int, int]]]:
+def _groups(owned: Mapping[Pair, Ids], uses: Sequence[LayerUse]) -> tuple[tuple[Group, ...], dict[str, Ids]]:
     """Group the units that own rows of the same tensors in the same numbers.
 
     Returns:
-        The groups, in the order of the layers that make them, and for each unit the number of its group and its place.
+        The groups, in the order of the layers that make them, and the units of each by its name.
     """
     pairs = list(owned)
     unit = np.concatenate([owned[p] for p in pairs]) if pairs else np.empty(0, dtype=np.int64)
@@ -286,8 +284,8 @@ def _groups(
         if len(slices) > 1 or (slices[0].tensor, slices[0].dim) in made:
             groups.append((members, tuple(slices)))
     named = _named(groups, uses)
-    place = {int(u): (g, i) for g, (members, _) in enumerate(named.values()) for i, u in enumerate(members)}
-    return tuple(Group(name, len(members), slices) for name, (members, slices) in named.items()), place
+    groups_made = tuple(Group(name, len(members), slices) for name, (members, slices) in named.items())
+    return groups_made, {name: members for name, (members, _) in named.items()}
 
 
 def _mixed(numbers: Ids) -> Ids:
@@ -320,13 +318,15 @@ def _named(groups: Sequence[Unnamed], uses: Sequence[LayerUse]) -> dict[str, Unn
     return named
 
 
-def _places(groups: Sequence[Group], place_of: Mapping[int, tuple[int, int]], units: Ids) -> dict[str, Tensor]:
-    found: dict[str, list[tuple[int, int]]] = {}
-    for position, unit in enumerate(units.tolist()):
-        if unit in place_of:
-            group, place = place_of[unit]
-            found.setdefault(groups[group].name, []).append((position, place))
-    return {name: torch.tensor(pairs) for name, pairs in found.items()}
+def _places(members: Mapping[str, Ids], units: Ids) -> dict[str, Tensor]:
+    """Return, for each group that has any of the units, pairs of a position and the place of its unit in the group."""
+    found = {}
+    for name, own in members.items():  # sorted, as np.unique left them
+        place = np.searchsorted(own, units).clip(max=len(own) - 1)
+        positions = np.flatnonzero(own[place] == units)
+        if len(positions):
+            found[name] = torch.from_numpy(np.stack([positions, place[positions]], axis=1))
+    return found
 
 
 def _kept(

@@ -277,34 +277,35 @@ def _totals(
     groups: Sequence[Group], entries: Mapping[str, Tensor], transform: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> dict[str, Tensor]:
     """Sum a score of single entries over what each unit owns. Tensors without entries add nothing."""
-    return {group.name: _total(group, entries, transform) for group in groups}
+    dims: dict[str, list[int]] = {}
+    for own in (own for group in groups for own in group.slices if own.dim is not None and own.tensor in entries):
+        dims.setdefault(own.tensor, []).append(own.dim)  # type: ignore[arg-type]
+    sums = {name: _sums(entries[name].detach(), sorted(set(wanted)), transform) for name, wanted in dims.items()}
+    totals = {}
+    for group in groups:
+        total = torch.zeros(group.units, dtype=torch.float64)
+        for own in (own for own in group.slices if own.tensor in entries):
+            whole = own.dim is None
+            values = transform(entries[own.tensor].detach()).flatten().double() if whole else sums[own.tensor][own.dim]  # type: ignore[index]
+            total += values[own.index].sum(1)
+        totals[group.name] = total
+    return totals
 
 
-def _total(
-    group: Group, entries: Mapping[str, Tensor], transform: Callable[[Tensor], Tensor] = Tensor.detach
-) -> Tensor:
-    total = torch.zeros(group.units, dtype=torch.float64)
-    for own in group.slices:
-        if own.tensor in entries:
-            total += _sums(entries[own.tensor].detach(), own.dim, transform)[own.index].sum(1)
-    return total
-
-
-def _sums(tensor: Tensor, dim: int | None, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum the transformed entries of each place along ``dim``; without ``dim`` each entry is a sum of its own.
+def _sums(tensor: Tensor, dims: Sequence[int], transform: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
+    """Sum the transformed entries of each place along each of ``dims``, in one pass over the tensor.
 
     In double precision the sum does not depend on the order of its terms to any digit that could matter. In blocks
     that fit a cache this takes a tenth of the time and none of the memory of a whole copy in double precision.
     """
-    if dim is None:
-        return transform(tensor).flatten().double()
-    totals = torch.zeros(tensor.shape[dim], dtype=torch.float64)
-    others = [d for d in range(tensor.dim()) if d != dim]
+    totals = {dim: torch.zeros(tensor.shape[dim], dtype=torch.float64) for dim in dims}
     start = 0
     for block in torch.split(tensor, max(1, BLOCK * len(tensor) // max(1, tensor.numel()))):
-        part = transform(block).double()
-        part = part.sum(others) if others else part
-        totals[start if dim == 0 else 0 :][: len(part)] += part
+        values = transform(block).double()
+        for dim, total in totals.items():
+            others = [d for d in range(tensor.dim()) if d != dim]
+            part = values.sum(others) if others else values
+            total[start if dim == 0 else 0 :][: len(part)] += part
         start += len(block)
     return totals
 
@@ -326,7 +327,7 @@ def _by_input(evidence: Evidence, groups: Sequence[Group], statistic: Callable[[
     scores = {}
     for group in groups:
         if group.structure == "weights":
-            scores[group.name] = _total(group, entries)
+            scores[group.name] = _totals([group], entries)[group.name]
             continue
         seen = [statistic(_inputs(evidence, layer))[own.index].mean(1) for layer, own in _readers(evidence, group)]
         # Units that no layer reads do nothing, whatever their activation is.

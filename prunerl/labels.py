@@ -76,7 +76,9 @@ class Elements:
             for unit in np.unique(free[ids]):
                 reason_of.setdefault(int(unit), reason)
         kept = np.isin(free, list(reason_of)) | (free == free[FIXED])
-        reasons = [reason_of.get(int(unit)) for unit in free]
+        reasons: list[str | None] = [None] * len(free)
+        for element in np.flatnonzero(kept).tolist():
+            reasons[element] = reason_of.get(int(free[element]))
         return np.where(kept, FIXED, free + 1), reasons
 
     def _components(self, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:

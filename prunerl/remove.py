@@ -28,7 +28,7 @@ from prunerl.types import Decision, Group, State, Tie
 
 TOLERANCE = 1e-4
 """Largest difference to the masked original, relative to the largest output."""
-CHECKED_PRODUCTS = 2 * 10**9
+CHECKED_PRODUCTS = 5 * 10**8
 """The check takes as many observations as need about this many products, at least two."""
 
 
@@ -90,7 +90,10 @@ def cut(state: State, groups: Sequence[Group], decision: Decision, ties: Sequenc
             selections.setdefault(tie.target, {})[tie.target_dim] = torch.cat([rows_of[tie.source_dim], beyond])
 
     def select(name: str, tensor: Tensor) -> Tensor:
-        for dim, rows in selections.get(name, {}).items():
+        cuts = selections.get(name, {})
+        if tensor.dim() == 2 and len(cuts) == 2:  # at once, without the half-cut matrix in between
+            return tensor[cuts[0].unsqueeze(1), cuts[1]]
+        for dim, rows in cuts.items():
             tensor = tensor.index_select(dim, rows)
         return tensor
 

@@ -20,6 +20,9 @@ from prunerl.analysis import Analysis, analyse
 from prunerl.errors import TraceError
 from prunerl.types import Decision, Group, Slice, State, Structure
 
+EXAMPLES = 3
+"""Observations that a network is traced on. One would look like the 1 of a broadcast."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -110,12 +113,13 @@ def trace(network: nn.Module, observations: Tensor, *, recurrent: bool = False) 
 
     Args:
         network: Maps observations, shape (batch, *observation), to the head's input, shape (batch, outputs).
-        observations: An example batch; at least two observations.
+        observations: An example batch; at least two observations, of which a few are looked at.
         recurrent: The network maps sequences, shape (batch, time, *observation), and so are the observations.
 
     Raises:
         TraceError: ``torch.export`` cannot read the network.
     """
+    observations = observations[:EXAMPLES]
     # PyTorch's own LSTM fixes the time, which is in no shape of the graph: AUTO lets it.
     dynamic = {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.AUTO} if recurrent else {})}
     try:
