@@ -30,6 +30,10 @@ class TraceError(PruneError, NotImplementedError):
     """A network contains an operator without a rule."""
 
 
+class LowerError(PruneError, ValueError):
+    """A policy contains what a deployed program does not have."""
+
+
 class NameUnknownError(PruneError, ValueError):
     """A criterion, schedule or another choice is not known by that name."""
 
