@@ -100,7 +100,8 @@ def decoded(
     """
     if codebook is not None:
         need(codebook.ndim == 1 and codes.min() >= 0 and codes.max() < len(codebook), "codes beyond the codebook")
-        return codebook[codes]
+        entries: NDArray[np.float32] = codebook[codes]
+        return entries
     need(scale is not None and scale.shape == codes.shape[:1], "codes need a scale for each output")
     assert scale is not None  # as was just found
     values: NDArray[np.float32] = codes.astype(np.float32) * scale.reshape(-1, *(1,) * (codes.ndim - 1))
