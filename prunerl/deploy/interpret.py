@@ -1,0 +1,414 @@
+"""Run a program in NumPy, for many observations at once: what every other way of running it must compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from prunerl.deploy.program import (
+    ALLOWED,
+    OBSERVATION,
+    Activation,
+    Affine,
+    Binary,
+    Choose,
+    Clip,
+    Concat,
+    Constant,
+    Conv,
+    Embedding,
+    Floats,
+    GroupNorm,
+    MatMul,
+    Matrix,
+    Norm,
+    Normalize,
+    OneHot,
+    Operation,
+    Pool,
+    Positive,
+    Program,
+    Recurrent,
+    Reduce,
+    Reshape,
+    Shape,
+    Slice,
+    Softmax,
+    Squash,
+    Transpose,
+)
+
+Values = dict[str, NDArray[Any]]
+F32 = np.float32
+
+
+def run(
+    program: Program,
+    observations: NDArray[Any],
+    memory: Mapping[str, NDArray[Any]] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Compute the actions for a batch of raw observations.
+
+    Args:
+        program: What acts.
+        observations: Shape (batch, *observation).
+        memory: Of each name in ``program.memory`` its value, shape (batch, *value); None at the start of an episode.
+        allowed: Which actions may be taken, shape (batch, ``program.allowed``); None for all.
+
+    Returns:
+        The actions, shape (batch, *action), as the environment takes them, and the next memory.
+
+    Raises:
+        ValueError: The observations or the mask have another shape than the program takes.
+    """
+    computed = values(program, observations, memory, allowed)
+    actions = computed[program.action].reshape(len(observations), *program.action_shape)
+    return actions.astype(program.action_dtype), {name: computed[after] for name, after in program.memory.items()}
+
+
+def values(
+    program: Program,
+    observations: NDArray[Any],
+    memory: Mapping[str, NDArray[Any]] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+) -> Values:
+    """Compute every value of a program by name, shape (batch, *value); see :func:`run`."""
+    batch = len(observations)
+    if observations.shape[1:] != program.observation_shape:
+        raise ValueError(
+            f"The program takes observations of shape {program.observation_shape}, got {observations.shape[1:]} in a "
+            f"batch of {batch}. Give (batch, *observation)."
+        )
+    computed: Values = {OBSERVATION: observations.astype(F32)}
+    if allowed is not None:
+        if not program.allowed:
+            raise ValueError("A mask of allowed actions is given, but the program takes none. Leave it out.")
+        computed[ALLOWED] = np.asarray(allowed, np.bool_).reshape(batch, program.allowed)
+    for name in program.memory:
+        empty = np.zeros((batch, *program.shapes[name]), F32)
+        computed[name] = empty if memory is None else np.asarray(memory[name], F32)
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        for operation in program.operations:
+            _compute(operation, computed, program.shapes, batch)
+    return computed
+
+
+def _compute(operation: Operation, computed: Values, shapes: Mapping[str, Shape], batch: int) -> None:
+    if isinstance(operation, Recurrent):
+        computed.update(zip(operation.following, _recurrent(operation, computed), strict=True))
+        return
+    made = RULES[type(operation)](operation, computed)
+    shape = (batch, *shapes[operation.result])
+    computed[operation.result] = np.broadcast_to(made, shape) if isinstance(operation, Constant) else _as(made, shape)
+
+
+def _as(made: NDArray[Any], shape: Shape) -> NDArray[Any]:
+    """Return a value in its shape, in which a product of broadcasting may lack a leading 1."""
+    return made.astype(F32, copy=False).reshape(shape)
+
+
+def _normalize(op: Normalize, at: Values) -> NDArray[Any]:
+    x = at[op.source]
+    scaled = np.clip((x - op.mean) * op.factor, -F32(op.clip), F32(op.clip))
+    return scaled if op.where is None else np.where(op.where, scaled, x)
+
+
+def _one_hot(op: OneHot, at: Values) -> NDArray[Any]:
+    whole = np.trunc(at[op.source]).reshape(len(at[op.source]), -1)
+    if op.starts:
+        whole = whole - np.asarray(op.starts, F32)
+    return np.concatenate([whole[:, [i]] == np.arange(n) for i, n in enumerate(op.sizes)], 1).astype(F32)
+
+
+def _embedding(op: Embedding, at: Values) -> NDArray[Any]:
+    return op.table.values[at[op.source].astype(np.int64)]
+
+
+def _rounded(x: NDArray[Any], scale: float) -> NDArray[np.int64]:
+    """Round inputs to int8 as a layer with ``input_scale`` does: half to even, within ±127."""
+    return np.clip(np.rint(x / F32(scale)), -127, 127).astype(np.int64)
+
+
+def _integer_scale(weight: Matrix, input_scale: float) -> Floats:
+    if weight.codes is None or weight.scale is None:
+        raise ValueError("A layer with input_scale needs a quantised weight. Give its codes and scale, or no scale.")
+    return (F32(input_scale) * weight.scale).astype(F32)
+
+
+def _affine(op: Affine, at: Values) -> NDArray[Any]:
+    x = at[op.source]
+    if op.input_scale is None:
+        made = x @ op.weight.values.T
+    else:
+        scale = _integer_scale(op.weight, op.input_scale)
+        assert op.weight.codes is not None  # else there would be no scale
+        made = (_rounded(x, op.input_scale) @ op.weight.codes.T.astype(np.int64)).astype(F32) * scale
+    return made if op.bias is None else made + op.bias
+
+
+def _windows(x: NDArray[Any], window: Shape, stride: Shape, dilation: Shape) -> NDArray[Any]:
+    """Return all windows of x, shape (batch, channels, *places), as (batch, channels, *places after, *window)."""
+    spans = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
+    axes = tuple(range(2, x.ndim))
+    view = np.lib.stride_tricks.sliding_window_view(x, spans, axes)
+    steps = [slice(None, None, s) for s in stride] + [slice(None, None, d) for d in dilation]
+    return view[(slice(None), slice(None), *steps)]
+
+
+def _padded(x: NDArray[Any], padding: Shape, value: float) -> NDArray[Any]:
+    return np.pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)), constant_values=value)
+
+
+def _convolved(op: Conv, x: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
+    """Convolve x, shape (batch, channels, *places), by groups."""
+    windows = _windows(_padded(x, op.padding, 0), weight.shape[2:], op.stride, op.dilation)
+    inner, outer, places = weight.shape[1], len(weight) // op.groups, x.ndim - 2
+    made = []
+    for group in range(op.groups):
+        part = windows[:, group * inner : (group + 1) * inner]
+        axes = (1, *range(2 + places, 2 + 2 * places))
+        own = weight[group * outer : (group + 1) * outer]
+        made.append(np.moveaxis(np.tensordot(part, own, (axes, range(1, own.ndim))), -1, 1))
+    return np.concatenate(made, 1)
+
+
+def _conv(op: Conv, at: Values) -> NDArray[Any]:
+    x = at[op.source]
+    column = (-1, *[1] * (x.ndim - 2))
+    if op.transposed:
+        made = _transposed(op, x)
+    elif op.input_scale is None:
+        made = _convolved(op, x, op.weight.values)
+    else:
+        scale = _integer_scale(op.weight, op.input_scale)
+        assert op.weight.codes is not None  # else there would be no scale
+        sums = _convolved(op, _rounded(x, op.input_scale), op.weight.codes.astype(np.int64))
+        made = sums.astype(F32) * scale.reshape(column)
+    return made if op.bias is None else made + op.bias.reshape(column)
+
+
+def _transposed(op: Conv, x: NDArray[Any]) -> NDArray[Any]:
+    """Add each input's kernel to the places that it reaches."""
+    weight, kernel = op.weight.values, op.weight.values.shape[2:]
+    outer, inner = weight.shape[1], len(weight) // op.groups
+    places = x.shape[2:]
+    spans = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(places, op.stride, op.dilation, kernel, strict=True)]
+    full = np.zeros((len(x), outer * op.groups, *(n + e for n, e in zip(spans, op.extra, strict=True))), F32)
+    for group in range(op.groups):
+        own = slice(group * inner, (group + 1) * inner)
+        for place in np.ndindex(kernel):
+            taps = np.moveaxis(np.tensordot(x[:, own], weight[own][(slice(None), slice(None), *place)], (1, 0)), -1, 1)
+            reach = [
+                slice(p * d, p * d + (n - 1) * s + 1, s)
+                for p, d, n, s in zip(place, op.dilation, places, op.stride, strict=True)
+            ]
+            full[(slice(None), slice(group * outer, (group + 1) * outer), *reach)] += taps
+    cut = [slice(p, n - p) for p, n in zip(op.padding, full.shape[2:], strict=True)]
+    return full[(slice(None), slice(None), *cut)]
+
+
+def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
+    made: NDArray[Any] = special.expit(x)
+    return made
+
+
+def _softplus(x: NDArray[Any], beta: float = 1.0, threshold: float = 20.0) -> NDArray[Any]:
+    scaled = x * F32(beta)
+    return np.where(scaled > threshold, x, np.log1p(np.exp(scaled)) / F32(beta))
+
+
+def _gelu_tanh(x: NDArray[Any]) -> NDArray[Any]:
+    return F32(0.5) * x * (1 + np.tanh(F32(np.sqrt(2 / np.pi)) * (x + F32(0.044715) * x * x * x)))
+
+
+SELU_SCALE, SELU_ALPHA = F32(1.0507009873554804934193349852946), F32(1.6732632423543772848170429916717)
+
+FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "elu": lambda x, alpha: np.where(x > 0, x, F32(alpha) * np.expm1(np.minimum(x, 0))),
+    "leaky_relu": lambda x, slope: np.where(x > 0, x, F32(slope) * x),
+    "gelu": lambda x: F32(0.5) * x * (1 + special.erf(x * F32(np.sqrt(0.5)))),
+    "gelu_tanh": _gelu_tanh,
+    "silu": lambda x: x * _sigmoid(x),
+    "softplus": _softplus,
+    "hardtanh": lambda x, low, high: np.clip(x, F32(low), F32(high)),
+    "exp": np.exp,
+    "log": np.log,
+    "abs": np.abs,
+    "neg": np.negative,
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "selu": lambda x: SELU_SCALE * np.where(x > 0, x, SELU_ALPHA * np.expm1(np.minimum(x, 0))),
+    "relu6": lambda x: np.clip(x, 0, F32(6)),
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, F32(6)) / 6,
+    "hardswish": lambda x: x * np.clip(x + 3, 0, F32(6)) / 6,
+    "reciprocal": lambda x: 1 / x,
+    "log_sigmoid": lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))),
+}
+"""Functions of each entry, with their numbers after the entry."""
+
+
+def _activation(op: Activation, at: Values) -> NDArray[Any]:
+    return FUNCTIONS[op.function](at[op.source], *op.parameters)
+
+
+def _binary(op: Binary, at: Values) -> NDArray[Any]:
+    names = [v for v in (op.left, op.right) if isinstance(v, str)]
+    shapes = [at[v].shape[1:] if isinstance(v, str) else v.shape for v in (op.left, op.right)]
+    dims, batch = max(len(s) for s in shapes), len(at[names[0]])
+
+    def operand(value: str | Floats) -> NDArray[Any]:
+        if not isinstance(value, str):
+            return value
+        own = at[value]
+        return own.reshape(batch, *[1] * (dims - own.ndim + 1), *own.shape[1:])
+
+    function: Any = BINARY[op.function]
+    made: NDArray[Any] = function(operand(op.left), operand(op.right))
+    return made
+
+
+BINARY = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum,
+    "pow": np.power,
+}  # fmt: skip
+
+
+def _scaled(made: NDArray[Any], weight: Floats | None, bias: Floats | None, shape: Shape) -> NDArray[Any]:
+    made = made if weight is None else made * weight.reshape(shape)
+    return made if bias is None else made + bias.reshape(shape)
+
+
+def _norm(op: Norm, at: Values) -> NDArray[Any]:
+    x = at[op.source]
+    axes = tuple(range(x.ndim - op.dims, x.ndim))
+    away = x - x.mean(axes, keepdims=True) if op.kind == "layer" else x
+    made = away / np.sqrt(np.square(away).mean(axes, keepdims=True) + F32(op.epsilon))
+    return _scaled(made, op.weight, op.bias, x.shape[-op.dims :])
+
+
+def _group_norm(op: GroupNorm, at: Values) -> NDArray[Any]:
+    x = at[op.source]
+    grouped = x.reshape(len(x), op.groups, -1)
+    away = grouped - grouped.mean(2, keepdims=True)
+    made = (away / np.sqrt(np.square(away).mean(2, keepdims=True) + F32(op.epsilon))).reshape(x.shape)
+    return _scaled(made, op.weight, op.bias, (-1, *[1] * (x.ndim - 2)))
+
+
+def _softmax(op: Softmax, at: Values) -> NDArray[Any]:
+    x, axis = at[op.source], op.axis + 1
+    below = x - x.max(axis, keepdims=True)
+    if op.log:
+        logarithms: NDArray[Any] = below - np.log(np.exp(below).sum(axis, keepdims=True))
+        return logarithms
+    made = np.exp(below)
+    shares: NDArray[Any] = made / made.sum(axis, keepdims=True)
+    return shares
+
+
+def _matmul(op: MatMul, at: Values) -> NDArray[Any]:
+    left, right = at[op.left], at[op.right]
+    dims = max(left.ndim, right.ndim)
+    left, right = (v.reshape(len(v), *[1] * (dims - v.ndim), *v.shape[1:]) for v in (left, right))
+    made: NDArray[Any] = left @ right
+    return made
+
+
+def _reduce(op: Reduce, at: Values) -> NDArray[Any]:
+    function: Any = {"mean": np.mean, "sum": np.sum, "max": np.max, "min": np.min}[op.function]
+    made: NDArray[Any] = function(at[op.source], axis=tuple(a + 1 for a in op.axes), keepdims=op.keep)
+    return made
+
+
+def _pool(op: Pool, at: Values) -> NDArray[Any]:
+    x, ones = at[op.source], (1,) * len(op.window)
+    padded = _padded(x, op.padding, -np.inf if op.function == "max" else 0)
+    windows = _windows(padded, op.window, op.stride, ones)
+    axes = tuple(range(x.ndim, windows.ndim))
+    if op.function == "max":
+        largest: NDArray[Any] = windows.max(axes)
+        return largest
+    total: NDArray[Any] = windows.sum(axes)
+    if op.counted:
+        return total / F32(np.prod(op.window))
+    inside = _windows(_padded(np.ones_like(x[:1, :1]), op.padding, 0), op.window, op.stride, ones)
+    return total / inside.sum(axes)
+
+
+def _slice(op: Slice, at: Values) -> NDArray[Any]:
+    place = [slice(None)] * (op.axis + 1) + [slice(op.start, op.stop, op.step)]
+    return at[op.source][tuple(place)]
+
+
+def _recurrent(op: Recurrent, at: Values) -> tuple[NDArray[Any], ...]:
+    before = [at[name] for name in op.memory]
+    hidden = before[0]
+    inward, again = at[op.source] @ op.inner.values.T, hidden @ op.outer.values.T
+    inward = inward if op.inner_bias is None else inward + op.inner_bias
+    again = again if op.outer_bias is None else again + op.outer_bias
+    if op.kind == "lstm":
+        enter, forget, new, leave = np.split(inward + again, 4, axis=1)
+        cell = _sigmoid(forget) * before[1] + _sigmoid(enter) * np.tanh(new)
+        return _sigmoid(leave) * np.tanh(cell), cell
+    if op.kind == "gru":
+        reset, keep, new = np.split(inward, 3, axis=1)
+        reset_again, keep_again, new_again = np.split(again, 3, axis=1)
+        proposed = np.tanh(new + _sigmoid(reset + reset_again) * new_again)
+        kept = _sigmoid(keep + keep_again)
+        return ((1 - kept) * proposed + kept * hidden,)
+    return (FUNCTIONS[op.kind.removeprefix("rnn_")](inward + again),)
+
+
+def _choose(op: Choose, at: Values) -> NDArray[Any]:
+    x = at[op.source]
+    x = np.where(at[ALLOWED], x, -np.inf) if ALLOWED in at else x
+    parts = np.split(x, np.cumsum(op.sizes)[:-1], axis=1)
+    return np.stack([part.argmax(1) for part in parts], 1)
+
+
+def _positive(op: Positive, at: Values) -> NDArray[Any]:
+    x = at[op.source]
+    if ALLOWED in at:
+        pairs = at[ALLOWED].reshape(*x.shape, 2)
+        x = np.where(pairs[..., 1], x, -np.inf)
+        x = np.where(pairs[..., 0], x, np.inf)
+    return x > 0
+
+
+def _squash(op: Squash, at: Values) -> NDArray[Any]:
+    return op.low + F32(0.5) * (np.tanh(at[op.source]) + 1) * (op.high - op.low)
+
+
+RULES: dict[type, Callable[[Any, Values], NDArray[Any]]] = {
+    Normalize: _normalize,
+    OneHot: _one_hot,
+    Embedding: _embedding,
+    Affine: _affine,
+    Conv: _conv,
+    Activation: _activation,
+    Binary: _binary,
+    Norm: _norm,
+    GroupNorm: _group_norm,
+    Softmax: _softmax,
+    MatMul: _matmul,
+    Reduce: _reduce,
+    Pool: _pool,
+    Reshape: lambda op, at: at[op.source],
+    Transpose: lambda op, at: np.transpose(at[op.source], (0, *(a + 1 for a in op.axes))),
+    Slice: _slice,
+    Concat: lambda op, at: np.concatenate([at[name] for name in op.sources], op.axis + 1),
+    Constant: lambda op, at: op.value,
+    Choose: _choose,
+    Positive: _positive,
+    Clip: lambda op, at: np.clip(at[op.source], op.low, op.high),
+    Squash: _squash,
+}
