@@ -20,6 +20,8 @@ LAYERS: Mapping[str, int] = {
     ),
     "promises": 3,
     "deploy": 3,
+    "compressions": 3,
+    "compress": 4,
     **dict.fromkeys(("attempt", "search", "baselines", "loop", "report", "check"), 4),
     **dict.fromkeys(("progress", "commands", "cli"), 5),
 }

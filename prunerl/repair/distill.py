@@ -15,6 +15,7 @@ from prunerl.trace import Layer, Trace, activity, forward, matrix
 from prunerl.types import Head, Masks
 
 WARM_UP = 0.1
+Project = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 BLOCK = 4_000_000
 """Numbers of observations that one forward pass over many states takes: images come in parts."""
 
@@ -69,6 +70,7 @@ def distill(
     learning_rate: float,
     generator: torch.Generator,
     batch: int = 256,
+    project: Project | None = None,
 ) -> list[dict[str, Tensor]]:
     """Train the students to answer as the dense agent does, on minibatches.
 
@@ -87,6 +89,8 @@ def distill(
         learning_rate: Its peak.
         generator: Draws the minibatches.
         batch: Inputs in a minibatch.
+        project: From tensors by name to those weights that are held to a constraint, as it has them, with gradients:
+            students compute with these while they are trained, and the result has them exactly.
 
     Returns:
         The trained tensors of each student.
@@ -104,7 +108,8 @@ def distill(
     spread = wanted.std(dim=0).clamp_min(1e-3)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=WARM_UP)
-    run = _side_by_side(traced, fixed, masks, len(students))
+    constrained = _Constrained(traced, masks, standard, project)
+    run = _side_by_side(traced, fixed, constrained, len(students))
     own = tastes(len(students))
     regret = _regret(head, lessons)
     weight = torch.tensor([1.0 if regret is None else t.divergence for t in own])
@@ -125,18 +130,43 @@ def distill(
         schedule.step()
     result = []
     for i, student in enumerate(students):
-        learnt_by = apply({n: t.detach()[i].clone() for n, t in trained.items()}, masks)
-        result.append({**student, **_restored(traced, learnt_by, standard)})
+        with torch.no_grad():
+            restored = _restored(traced, constrained({n: t.detach()[i].clone() for n, t in trained.items()}), standard)
+            # Standardising and back is exact up to rounding; a constraint holds to the last bit.
+            result.append({**student, **restored, **(project(restored) if project is not None else {})})
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class _Constrained:
+    """Maps a student's standardised tensors to those that it computes with: masks and the constraint hold."""
+
+    traced: Trace
+    masks: Masks
+    standard: _Standard | None
+    project: Project | None
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = apply(tensors, self.masks)
+        if self.project is None:
+            return own
+        deviations = {
+            e.weight: self.standard.deviation.unsqueeze(1) if e.transposed else self.standard.deviation
+            for e in self.traced.layers
+            if self.standard is not None and not e.reads
+        }
+        plain = {n: t / deviations[n] if n in deviations else t for n, t in own.items()}
+        held = self.project(plain)
+        return {**own, **{n: t * deviations[n] if n in deviations else t for n, t in held.items()}}
+
+
 def _side_by_side(
-    traced: Trace, fixed: Mapping[str, Tensor], masks: Masks, students: int
+    traced: Trace, fixed: Mapping[str, Tensor], constrained: _Constrained, students: int
 ) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
     """Return a function of the students' stacked tensors and inputs that computes all of their outputs."""
 
     def one(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return forward(traced, {**fixed, **apply(tensors, masks)}, x)
+        return forward(traced, {**fixed, **constrained(tensors)}, x)
 
     if students > 1 and all(layer.kind == "linear" for layer in traced.layers):
         run: Callable[[Mapping[str, Tensor], Tensor], Tensor] = torch.func.vmap(one)
