@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Play episodes with an agent, and judge it against another one on the same seeds.",
     "inspect": "Show an agent's networks, layers and groups, what they cost, and what is not pruned.",
     "report": "Print the report of a finished run again.",
+    "targets": "List the devices that a policy can be deployed on, or show one.",
 }
 """Name of a file in ``commands/`` → what it does. Only the file of the command that is given is imported."""
 
