@@ -143,35 +143,20 @@ def _wide(name: str, rank: int, graph: Graph, values: Values) -> str:
 
 @apply.register
 def _matmul(operation: MatMul, graph: Graph, values: Values) -> str:
-    left, right = graph.shapes[operation.left], graph.shapes[operation.right]
-    first = left if len(left) > 1 else (1, *left)
-    second = right if len(right) > 1 else (*right, 1)
-    rank = max(len(first), len(second))
-    sides = [
-        value if len(shape) == rank and shape == given else graph.reshaped(value, (*(1,) * (rank - len(shape)), *shape))
-        for value, shape, given in (
-            (values[operation.left], first, left),
-            (values[operation.right], second, right),
-        )
-    ]
-    product = graph.node("MatMul", *sides)
-    return product if first == left and second == right else graph.reshaped(product, graph.shapes[operation.result])
+    sides = (operation.left, operation.right)
+    rank = max(len(graph.shapes[side]) for side in sides)
+    return graph.node("MatMul", *(_wide(side, rank, graph, values) for side in sides))
 
 
 @apply.register
 def _softmax(operation: Softmax, graph: Graph, values: Values) -> str:
-    axis = _behind(operation.axis, operation.source, graph)
+    axis = operation.axis + 1
     return graph.node("LogSoftmax" if operation.log else "Softmax", values[operation.source], axis=axis)
-
-
-def _behind(axis: int, source: str, graph: Graph) -> int:
-    """Return an axis of one observation's value as one of the batch's."""
-    return axis % len(graph.shapes[source]) + 1
 
 
 @apply.register
 def _reduce(operation: Reduce, graph: Graph, values: Values) -> str:
-    axes = [_behind(axis, operation.source, graph) for axis in operation.axes]
+    axes = [axis + 1 for axis in operation.axes]
     kind = f"Reduce{operation.function.capitalize()}"
     source, keep = values[operation.source], int(operation.keep)
     if graph.opset < AXES_AS_INPUT and operation.function != "sum":
@@ -198,20 +183,20 @@ def _reshape(operation: Reshape, graph: Graph, values: Values) -> str:
 
 @apply.register
 def _transpose(operation: Transpose, graph: Graph, values: Values) -> str:
-    axes = [0, *(_behind(axis, operation.source, graph) for axis in operation.axes)]
+    axes = [0, *(axis + 1 for axis in operation.axes)]
     return graph.node("Transpose", values[operation.source], perm=axes)
 
 
 @apply.register
 def _slice(operation: Slice, graph: Graph, values: Values) -> str:
-    axis = _behind(operation.axis, operation.source, graph)
+    axis = operation.axis + 1
     numbers = (operation.start, operation.stop, axis, operation.step)
     return graph.node("Slice", values[operation.source], *(graph.constant([n], np.int64) for n in numbers))
 
 
 @apply.register
 def _concat(operation: Concat, graph: Graph, values: Values) -> str:
-    axis = _behind(operation.axis, operation.sources[0], graph)
+    axis = operation.axis + 1
     return graph.node("Concat", *(values[name] for name in operation.sources), axis=axis)
 
 

@@ -62,8 +62,8 @@ def shape_of(operation: Any, shapes: Shapes) -> Shape:
 
 
 def _axis(axis: int, rank: int) -> int:
-    need(-rank <= axis < rank, f"axis {axis} of {rank}")
-    return axis % rank
+    need(0 <= axis < rank, f"axis {axis} of {rank}")
+    return axis
 
 
 def _fits(array: NDArray[Any] | None, shape: Shape, what: str) -> None:
@@ -200,10 +200,8 @@ def _softmax(operation: Softmax, shapes: Shapes) -> Shape:
 @shape_of.register
 def _matmul(operation: MatMul, shapes: Shapes) -> Shape:
     left, right = shapes[operation.left], shapes[operation.right]
-    need(min(len(left), len(right)) >= 1, "a product of numbers")
-    rows, columns = left[-2:-1], right[-1:] if len(right) > 1 else ()
-    need(left[-1] == right[-2:][0], f"{left} times {right}")
-    return (*np.broadcast_shapes(left[:-2], right[:-2]), *rows, *columns)
+    need(min(len(left), len(right)) >= 2 and left[-1] == right[-2], f"{left} times {right}")
+    return (*np.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])
 
 
 @shape_of.register

@@ -146,32 +146,22 @@ def _wide(value: Tensor, rank: int) -> Tensor:
 @apply.register
 def _matmul(operation: MatMul, step: Step) -> Tensor:
     left, right = step.values[operation.left], step.values[operation.right]
-    row, column = left.ndim == 2, right.ndim == 2
-    left = left.unsqueeze(1) if row else left
-    right = right.unsqueeze(2) if column else right
     rank = max(left.ndim, right.ndim) - 1
-    result = torch.matmul(_wide(left, rank), _wide(right, rank))
-    result = result.squeeze(-2) if row else result
-    return result.squeeze(-1) if column else result
+    return torch.matmul(_wide(left, rank), _wide(right, rank))
 
 
 @apply.register
 def _softmax(operation: Softmax, step: Step) -> Tensor:
     source = step.values[operation.source]
     function = F.log_softmax if operation.log else F.softmax
-    return function(source, dim=_behind(operation.axis, source))
-
-
-def _behind(axis: int, source: Tensor) -> int:
-    """Return an axis of one observation's value as one of the batch's."""
-    return axis % (source.ndim - 1) + 1
+    return function(source, dim=operation.axis + 1)
 
 
 @apply.register
 def _reduce(operation: Reduce, step: Step) -> Tensor:
     source = step.values[operation.source]
     function: Any = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}[operation.function]
-    axes = [_behind(axis, source) for axis in operation.axes]
+    axes = [axis + 1 for axis in operation.axes]
     return function(source, dim=axes, keepdim=operation.keep)  # type: ignore[no-any-return]
 
 
@@ -194,21 +184,21 @@ def _reshape(operation: Reshape, step: Step) -> Tensor:
 @apply.register
 def _transpose(operation: Transpose, step: Step) -> Tensor:
     source = step.values[operation.source]
-    return source.permute(0, *(_behind(axis, source) for axis in operation.axes))
+    return source.permute(0, *(axis + 1 for axis in operation.axes))
 
 
 @apply.register
 def _slice(operation: Slice, step: Step) -> Tensor:
     source = step.values[operation.source]
     parts: list[Any] = [slice(None)] * source.ndim
-    parts[_behind(operation.axis, source)] = slice(operation.start, operation.stop, operation.step)
+    parts[operation.axis + 1] = slice(operation.start, operation.stop, operation.step)
     return source[tuple(parts)]
 
 
 @apply.register
 def _concat(operation: Concat, step: Step) -> Tensor:
     sources = [step.values[name] for name in operation.sources]
-    return torch.cat(sources, dim=_behind(operation.axis, sources[0]))
+    return torch.cat(sources, dim=operation.axis + 1)
 
 
 @apply.register

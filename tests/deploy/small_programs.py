@@ -162,7 +162,7 @@ PROGRAMS: dict[str, Program] = {
     "layer norm of two": one(Norm(X, Y, "layer", 2, 1e-5), (3, 4), (3, 4)),
     "rms norm": one(Norm(X, Y, "rms", 1, 1e-6, floats(4)), (4,), (4,)),
     "group norm": one(GroupNorm(X, Y, 2, 1e-5, floats(4), floats(4)), (4, 3, 3), (4, 3, 3)),
-    "softmax": one(Softmax(X, Y, -1), (3, 4), (3, 4)),
+    "softmax": one(Softmax(X, Y, 1), (3, 4), (3, 4)),
     "softmax of columns": one(Softmax(X, Y, 0), (3, 4), (3, 4)),
     "log softmax": one(Softmax(X, Y, 0, log=True), (4,), (4,)),
     "attention": program(
@@ -170,15 +170,16 @@ PROGRAMS: dict[str, Program] = {
         Affine(X, "k", matrix(4, 4)),
         Transpose("k", "kt", (1, 0)),
         MatMul("q", "kt", "s"),
-        Softmax("s", "p", -1),
+        Softmax("s", "p", 1),
         MatMul("p", X, Y),
         shapes={X: (3, 4), "q": (3, 4), "k": (3, 4), "kt": (4, 3), "s": (3, 3), "p": (3, 3), Y: (3, 4)},
     ),
-    "matrix and vector": program(
-        Reduce(X, "v", "max", (0,)),
-        MatMul(X, "v", "l"),
-        MatMul("l", X, Y),
-        shapes={X: (3, 4), "v": (4,), "l": (3,), Y: (4,)},
+    "product of ranks": program(
+        Constant("w", floats(2, 1, 4, 5)),
+        MatMul(X, "w", "l"),
+        Transpose("l", "r", (0, 1, 3, 2)),
+        MatMul("r", X, Y),
+        shapes={X: (3, 6, 4), "w": (2, 1, 4, 5), "l": (2, 3, 6, 5), "r": (2, 3, 5, 6), Y: (2, 3, 5, 4)},
     ),
     **{
         f"reduce {f}": one(Reduce(X, Y, f, (0, 2), keep=f == "sum"), (2, 3, 4), (1, 3, 1) if f == "sum" else (3,))

@@ -6,6 +6,7 @@ import torch
 from small_programs import PROGRAMS, inputs
 
 from prunerl.deploy.expand import SIMPLE, expand
+from prunerl.deploy.interpret import run
 from prunerl.deploy.program import Activation, Affine, Program, makes, reads
 from prunerl.deploy.torch_module import torch_module
 
@@ -47,6 +48,17 @@ def test_an_expanded_program_makes_each_value_once_and_before_it_is_read(name: s
         known |= set(makes(operation))
         assert all(made in program.shapes for made in makes(operation))
     assert {program.action, *program.memory.values()} <= known
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_module_computes_what_the_interpreter_does(name: str) -> None:
+    program = PROGRAMS[name]
+    observations, memory, allowed = inputs(program, 16)
+    actions, following = run(program, observations, memory, allowed)
+    expected = [actions, *(following[key] for key in program.memory)]
+    for made, other in zip(run_torch(program, 16), expected, strict=True):
+        assert made.dtype == other.dtype
+        np.testing.assert_allclose(made, other, rtol=1e-4, atol=1e-5)
 
 
 def test_codes_are_kept_as_integers() -> None:
