@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
+from prunerl.deploy import windows
+from prunerl.deploy.functions import F32, FUNCTIONS, sigmoid
 from prunerl.deploy.program import (
     ALLOWED,
     OBSERVATION,
@@ -43,7 +44,6 @@ from prunerl.deploy.program import (
 )
 
 Values = dict[str, NDArray[Any]]
-F32 = np.float32
 
 
 def run(
@@ -126,7 +126,8 @@ def _one_hot(op: OneHot, at: Values) -> NDArray[Any]:
 
 
 def _embedding(op: Embedding, at: Values) -> NDArray[Any]:
-    return op.table.values[at[op.source].astype(np.int64)]
+    rows: NDArray[Any] = op.table.values[at[op.source].astype(np.int64)]
+    return rows
 
 
 def _rounded(x: NDArray[Any], scale: float) -> NDArray[np.int64]:
@@ -151,110 +152,19 @@ def _affine(op: Affine, at: Values) -> NDArray[Any]:
     return made if op.bias is None else made + op.bias
 
 
-def _windows(x: NDArray[Any], window: Shape, stride: Shape, dilation: Shape) -> NDArray[Any]:
-    """Return all windows of x, shape (batch, channels, *places), as (batch, channels, *places after, *window)."""
-    spans = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
-    axes = tuple(range(2, x.ndim))
-    view = np.lib.stride_tricks.sliding_window_view(x, spans, axes)
-    steps = [slice(None, None, s) for s in stride] + [slice(None, None, d) for d in dilation]
-    return view[(slice(None), slice(None), *steps)]
-
-
-def _padded(x: NDArray[Any], padding: Shape, value: float) -> NDArray[Any]:
-    return np.pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)), constant_values=value)
-
-
-def _convolved(op: Conv, x: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
-    """Convolve x, shape (batch, channels, *places), by groups."""
-    windows = _windows(_padded(x, op.padding, 0), weight.shape[2:], op.stride, op.dilation)
-    inner, outer, places = weight.shape[1], len(weight) // op.groups, x.ndim - 2
-    made = []
-    for group in range(op.groups):
-        part = windows[:, group * inner : (group + 1) * inner]
-        axes = (1, *range(2 + places, 2 + 2 * places))
-        own = weight[group * outer : (group + 1) * outer]
-        made.append(np.moveaxis(np.tensordot(part, own, (axes, range(1, own.ndim))), -1, 1))
-    return np.concatenate(made, 1)
-
-
 def _conv(op: Conv, at: Values) -> NDArray[Any]:
     x = at[op.source]
     column = (-1, *[1] * (x.ndim - 2))
     if op.transposed:
-        made = _transposed(op, x)
+        made = windows.transposed(op, x)
     elif op.input_scale is None:
-        made = _convolved(op, x, op.weight.values)
+        made = windows.convolved(op, x, op.weight.values)
     else:
         scale = _integer_scale(op.weight, op.input_scale)
         assert op.weight.codes is not None  # else there would be no scale
-        sums = _convolved(op, _rounded(x, op.input_scale), op.weight.codes.astype(np.int64))
+        sums = windows.convolved(op, _rounded(x, op.input_scale), op.weight.codes.astype(np.int64))
         made = sums.astype(F32) * scale.reshape(column)
     return made if op.bias is None else made + op.bias.reshape(column)
-
-
-def _transposed(op: Conv, x: NDArray[Any]) -> NDArray[Any]:
-    """Add each input's kernel to the places that it reaches."""
-    weight, kernel = op.weight.values, op.weight.values.shape[2:]
-    outer, inner = weight.shape[1], len(weight) // op.groups
-    places = x.shape[2:]
-    spans = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(places, op.stride, op.dilation, kernel, strict=True)]
-    full = np.zeros((len(x), outer * op.groups, *(n + e for n, e in zip(spans, op.extra, strict=True))), F32)
-    for group in range(op.groups):
-        own = slice(group * inner, (group + 1) * inner)
-        for place in np.ndindex(kernel):
-            taps = np.moveaxis(np.tensordot(x[:, own], weight[own][(slice(None), slice(None), *place)], (1, 0)), -1, 1)
-            reach = [
-                slice(p * d, p * d + (n - 1) * s + 1, s)
-                for p, d, n, s in zip(place, op.dilation, places, op.stride, strict=True)
-            ]
-            full[(slice(None), slice(group * outer, (group + 1) * outer), *reach)] += taps
-    cut = [slice(p, n - p) for p, n in zip(op.padding, full.shape[2:], strict=True)]
-    return full[(slice(None), slice(None), *cut)]
-
-
-def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
-    made: NDArray[Any] = special.expit(x)
-    return made
-
-
-def _softplus(x: NDArray[Any], beta: float = 1.0, threshold: float = 20.0) -> NDArray[Any]:
-    scaled = x * F32(beta)
-    return np.where(scaled > threshold, x, np.log1p(np.exp(scaled)) / F32(beta))
-
-
-def _gelu_tanh(x: NDArray[Any]) -> NDArray[Any]:
-    return F32(0.5) * x * (1 + np.tanh(F32(np.sqrt(2 / np.pi)) * (x + F32(0.044715) * x * x * x)))
-
-
-SELU_SCALE, SELU_ALPHA = F32(1.0507009873554804934193349852946), F32(1.6732632423543772848170429916717)
-
-FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
-    "relu": lambda x: np.maximum(x, 0),
-    "tanh": np.tanh,
-    "sigmoid": _sigmoid,
-    "elu": lambda x, alpha: np.where(x > 0, x, F32(alpha) * np.expm1(np.minimum(x, 0))),
-    "leaky_relu": lambda x, slope: np.where(x > 0, x, F32(slope) * x),
-    "gelu": lambda x: F32(0.5) * x * (1 + special.erf(x * F32(np.sqrt(0.5)))),
-    "gelu_tanh": _gelu_tanh,
-    "silu": lambda x: x * _sigmoid(x),
-    "softplus": _softplus,
-    "hardtanh": lambda x, low, high: np.clip(x, F32(low), F32(high)),
-    "exp": np.exp,
-    "log": np.log,
-    "abs": np.abs,
-    "neg": np.negative,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "softsign": lambda x: x / (1 + np.abs(x)),
-    "mish": lambda x: x * np.tanh(_softplus(x)),
-    "selu": lambda x: SELU_SCALE * np.where(x > 0, x, SELU_ALPHA * np.expm1(np.minimum(x, 0))),
-    "relu6": lambda x: np.clip(x, 0, F32(6)),
-    "hardsigmoid": lambda x: np.clip(x + 3, 0, F32(6)) / 6,
-    "hardswish": lambda x: x * np.clip(x + 3, 0, F32(6)) / 6,
-    "reciprocal": lambda x: 1 / x,
-    "log_sigmoid": lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))),
-}
-"""Functions of each entry, with their numbers after the entry."""
 
 
 def _activation(op: Activation, at: Values) -> NDArray[Any]:
@@ -329,21 +239,6 @@ def _reduce(op: Reduce, at: Values) -> NDArray[Any]:
     return made
 
 
-def _pool(op: Pool, at: Values) -> NDArray[Any]:
-    x, ones = at[op.source], (1,) * len(op.window)
-    padded = _padded(x, op.padding, -np.inf if op.function == "max" else 0)
-    windows = _windows(padded, op.window, op.stride, ones)
-    axes = tuple(range(x.ndim, windows.ndim))
-    if op.function == "max":
-        largest: NDArray[Any] = windows.max(axes)
-        return largest
-    total: NDArray[Any] = windows.sum(axes)
-    if op.counted:
-        return total / F32(np.prod(op.window))
-    inside = _windows(_padded(np.ones_like(x[:1, :1]), op.padding, 0), op.window, op.stride, ones)
-    return total / inside.sum(axes)
-
-
 def _slice(op: Slice, at: Values) -> NDArray[Any]:
     place = [slice(None)] * (op.axis + 1) + [slice(op.start, op.stop, op.step)]
     return at[op.source][tuple(place)]
@@ -357,13 +252,13 @@ def _recurrent(op: Recurrent, at: Values) -> tuple[NDArray[Any], ...]:
     again = again if op.outer_bias is None else again + op.outer_bias
     if op.kind == "lstm":
         enter, forget, new, leave = np.split(inward + again, 4, axis=1)
-        cell = _sigmoid(forget) * before[1] + _sigmoid(enter) * np.tanh(new)
-        return _sigmoid(leave) * np.tanh(cell), cell
+        cell = sigmoid(forget) * before[1] + sigmoid(enter) * np.tanh(new)
+        return sigmoid(leave) * np.tanh(cell), cell
     if op.kind == "gru":
         reset, keep, new = np.split(inward, 3, axis=1)
         reset_again, keep_again, new_again = np.split(again, 3, axis=1)
-        proposed = np.tanh(new + _sigmoid(reset + reset_again) * new_again)
-        kept = _sigmoid(keep + keep_again)
+        proposed = np.tanh(new + sigmoid(reset + reset_again) * new_again)
+        kept = sigmoid(keep + keep_again)
         return ((1 - kept) * proposed + kept * hidden,)
     return (FUNCTIONS[op.kind.removeprefix("rnn_")](inward + again),)
 
@@ -385,7 +280,8 @@ def _positive(op: Positive, at: Values) -> NDArray[Any]:
 
 
 def _squash(op: Squash, at: Values) -> NDArray[Any]:
-    return op.low + F32(0.5) * (np.tanh(at[op.source]) + 1) * (op.high - op.low)
+    made: NDArray[Any] = op.low + F32(0.5) * (np.tanh(at[op.source]) + 1) * (op.high - op.low)
+    return made
 
 
 RULES: dict[type, Callable[[Any, Values], NDArray[Any]]] = {
@@ -401,7 +297,7 @@ RULES: dict[type, Callable[[Any, Values], NDArray[Any]]] = {
     Softmax: _softmax,
     MatMul: _matmul,
     Reduce: _reduce,
-    Pool: _pool,
+    Pool: lambda op, at: windows.pooled(op, at[op.source]),
     Reshape: lambda op, at: at[op.source],
     Transpose: lambda op, at: np.transpose(at[op.source], (0, *(a + 1 for a in op.axes))),
     Slice: _slice,

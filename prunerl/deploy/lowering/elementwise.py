@@ -85,11 +85,11 @@ def leaky_relu(to: Lowering, x: Value, slope: float = 0.01) -> Made:
 
 def prelu(to: Lowering, x: Made, slope: Value) -> Made:
     """Rule for PReLU with one slope, or with one for each unit: relu(x) − slope · relu(−x)."""
-    if isinstance(slope, Known) and slope.tensor.numel() == 1:
+    if not isinstance(slope, Known):
+        to.refuse("its slope depends on the observation. Write it with relu and products.")
+    if slope.tensor.numel() == 1:
         return activation(to, x, "leaky_relu", float(slope.tensor))
-    shape = [1] * len(x.shape)
-    shape[1] = -1
-    slopes = Known(to.made(slope) and slope.tensor.reshape(shape), slope.roots)
+    slopes = Known(slope.tensor.reshape(1, -1, *[1] * (len(x.shape) - 2)), slope.roots)
     below = activation(to, activation(to, x, "neg"), "relu")
     return binary(to, "sub", activation(to, x, "relu"), binary(to, "mul", below, slopes))
 

@@ -30,9 +30,9 @@ def matmul(to: Lowering, x: Value, y: Value) -> Value:
 
 def addmm(to: Lowering, bias: Value, x: Value, y: Value, *, beta: float = 1, alpha: float = 1) -> Value:
     """Rule for beta · b + alpha · x y."""
-    if isinstance(x, Made) and isinstance(y, Known) and isinstance(bias, Known) and beta == alpha == 1:
-        if bias.tensor.dim() == 1 and y.tensor.dim() == 2:
-            return affine(to, x, y, bias, flipped=True)
+    plain = isinstance(x, Made) and isinstance(y, Known) and isinstance(bias, Known) and beta == alpha == 1
+    if plain and bias.tensor.dim() == 1 and y.tensor.dim() == 2:
+        return affine(to, x, y, bias, flipped=True)
     return binary(to, "add", times(to, matmul(to, x, y), alpha), times(to, bias, beta))
 
 

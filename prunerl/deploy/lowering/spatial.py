@@ -37,7 +37,15 @@ def transposed(
     return _convolved(to, x, weight, bias, options, True, _each(extra, places))
 
 
-def _convolved(to: Lowering, x: Value, weight: Value, bias: Value, options: Any, over: bool, extra: Shape) -> Made:
+def _convolved(
+    to: Lowering,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    options: tuple[Shape, Shape, Shape, int],
+    over: bool,
+    extra: Shape,
+) -> Made:
     if not isinstance(weight, Known):
         to.refuse("a kernel depends on the observation. Only stored kernels are convolved with.")
     if over and weight.roots & set(to.codings):

@@ -150,10 +150,10 @@ def roll(to: Lowering, x: Value, shifts: Any, dims: Any = ()) -> Made:
     if not dims:
         value = to.view(value, (1, torch.Size(value.shape).numel()))
         return to.view(roll(to, value, shifts, [1]), to.out)
-    for shift, dim in zip(shifts, dims, strict=True):
+    for shift, where in zip(shifts, dims, strict=True):
+        dim = int(where) % len(value.shape)
         place = -int(shift) % value.shape[dim]
         if place:
-            dim = int(dim) % len(value.shape)
             parts = [to.slice(value, dim, place, value.shape[dim]), to.slice(value, dim, 0, place)]
             value = joined(to, parts, dim)
     return value
