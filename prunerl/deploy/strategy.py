@@ -93,7 +93,7 @@ def explain(strategy: Strategy) -> str:
 
 
 def _needs(e: Estimate) -> str:
-    time = "" if e.latency is None else f", {e.latency:,.3g} µs"
+    time = "" if e.latency is None else f", {_microseconds(e.latency)} µs"
     return f"{e.flash:,} bytes of flash, {e.ram:,} bytes of RAM, {e.instructions:,} instructions a decision{time}"
 
 
@@ -102,7 +102,7 @@ def _limits(chosen: Estimate, target: Target) -> Iterator[str]:
         limit, used = getattr(target, name), getattr(chosen, name)
         if limit is not None and used is not None:
             source = target.sources.get(name, "no source given")
-            yield f"{limit:,.10g} {unit}, of which {used / limit:.2%} is used. {source}."
+            yield f"{limit:,.10g} {unit}, of which {_percent(used / limit)} is used. {source}."
 
 
 def _why(as_it_is: bool, rivals: int) -> str:
@@ -119,23 +119,29 @@ def _why_not(e: Estimate, chosen: Estimate, program: Program, target: Target) ->
     if over:
         return f"it needs {_over(over)}."
     if exact(program, chosen.layout) and not exact(program, e.layout):
-        less, flash = _share(e.instructions, chosen.instructions), _share(e.flash, chosen.flash)
+        less, flash = _times(e.instructions, chosen.instructions), _times(e.flash, chosen.flash)
         text = "but the weights would be rounded, which has to be judged by playing"
         return f"it would fit, for {less} instructions and {flash} flash, {text}."
     if e.instructions == chosen.instructions:
-        return f"as many instructions, and {_share(e.flash, chosen.flash)} flash."
-    return f"it takes {_share(e.instructions, chosen.instructions)} instructions."
+        return f"it takes as many instructions, and {_times(e.flash, chosen.flash)} flash."
+    return f"it takes {_times(e.instructions, chosen.instructions)} instructions."
 
 
-def _share(value: float, of: float) -> str:
-    """Say how much more or less one number is.
+def _times(value: float, of: float) -> str:
+    """Say how much of one number another is.
 
-    >>> _share(150, 100), _share(25, 100), _share(700, 100)
-    ('50 % more', '75 % less', '7.0 times the')
+    >>> _times(150, 100)
+    '1.50 times the'
     """
-    if value >= 2 * of:
-        return f"{value / of:.1f} times the"
-    return f"{abs(value / of - 1):.0%} {'more' if value >= of else 'less'}".replace("%", " %")
+    return f"{value / of:.2f} times the"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def _microseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _over(over: dict[str, tuple[float, float]]) -> str:
@@ -166,4 +172,6 @@ def _mend(program: Program, layout: Layout, target: Target) -> str:
         middle = (low + high) / 2
         low, high = (low, middle) if excess(estimate(program, layout, target, share=middle), target) else (middle, high)
     count = parameters(program, share=low)
-    return f"Prune it to at most about {count:,} parameters ({100 * low:.0f} % of the widths), or choose a larger device."
+    return (
+        f"Prune it to at most about {count:,} parameters ({100 * low:.0f} % of the widths), or choose a larger device."
+    )
