@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunerl.agents.module import from_module as from_module
     from prunerl.check import check_agent as check_agent
+    from prunerl.compress import compress as compress
     from prunerl.evaluate import compare as compare
     from prunerl.evaluate import evaluate as evaluate
     from prunerl.load import load as load
@@ -29,6 +30,7 @@ _HOMES = {
     "Result": "loop",
     "check_agent": "check",
     "compare": "evaluate",
+    "compress": "compress",
     "evaluate": "evaluate",
     "from_module": "agents.module",
     "load": "load",
@@ -44,6 +46,7 @@ __all__ = [
     "Result",
     "check_agent",
     "compare",
+    "compress",
     "evaluate",
     "from_module",
     "load",
