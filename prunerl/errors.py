@@ -62,6 +62,10 @@ class RunError(PruneError, OSError):
     """A run folder cannot be read, written or continued."""
 
 
+class BuildError(PruneError, RuntimeError):
+    """A policy cannot be compiled for this machine."""
+
+
 class ExportError(PruneError, ValueError):
     """A policy cannot be written as a file of some format, or the file does not act as the policy."""
 
