@@ -203,8 +203,9 @@ class Lowering:
         shape = kept if shape is None else tuple(shape)
         if count == length:
             return self.view(value, shape)
-        source = self._reshaped(value.name, value.shape)
-        sliced = self.add(lambda r: Slice(source, r, dim, start, stop, step), kept, shape)
+        lead = len(value.shape) - len(stripped(value.shape))
+        axis = dim - lead
+        sliced = self.add(lambda r: Slice(value.name, r, axis, start, stop, step), kept[lead:], shape)
         return replace(sliced, numbers=value.numbers)
 
     def axis(self, value: Made, dim: int) -> int | None:
