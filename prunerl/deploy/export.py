@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from prunerl import environments, files
-from prunerl.deploy import interpret
+from prunerl.deploy.formats import FORMATS, Ask
 from prunerl.deploy.lower import DTYPES, lower
-from prunerl.deploy.play import Player, program_player
+from prunerl.deploy.passes import simplify
 from prunerl.deploy.program import Program
 from prunerl.deploy.proof import Proof, prove
 from prunerl.deploy.verify import fault
@@ -75,23 +75,6 @@ class Exported:
         return f"{self.path}: {self.format}{opset}, {self.bytes:,} bytes, sha256 {self.sha256[:12]}…\n{self.proof}"
 
 
-@dataclass(frozen=True)
-class _Ask:
-    """What was asked for, beside the program."""
-
-    name: str
-    opset: int | None
-
-
-@dataclass(frozen=True)
-class _Format:
-    """How a format is written, and how its file is played; ``libraries`` are those whose versions matter."""
-
-    write: Callable[[Program, _Ask], bytes]
-    player: Callable[[Path, Program, _Ask], Player]
-    libraries: tuple[str, ...] = ()
-
-
 def export(
     agent: Deployable,
     path: str | Path,
@@ -139,7 +122,7 @@ def export(
     if not target.parent.is_dir():
         raise ExportError(f"There is no folder {str(target.parent)!r}. Create it first.")
     program = program_of(agent)
-    how, ask = FORMATS[kind], _Ask(name, _opset(kind, opset))
+    how, ask = FORMATS[kind], Ask(name, _opset(kind, opset))
     data = how.write(program, ask)
     with tempfile.TemporaryDirectory(prefix="prunerl-") as folder:
         copy = Path(folder) / f"policy.{kind}"
@@ -175,7 +158,8 @@ def program_of(agent: Deployable) -> Program:
     space = made.observation_space
     made.close()
     dtype = str(np.dtype(space.dtype)) if space.dtype is not None else "float32"
-    program = lower(agent.policy, getattr(agent, "codings", {}), dtype=dtype if dtype in DTYPES else None)
+    lowered = lower(agent.policy, getattr(agent, "codings", {}), dtype=dtype if dtype in DTYPES else None)
+    program = simplify(lowered)
     wrong = fault(program)
     if wrong is not None:
         raise ExportError(f"This policy cannot be exported: {wrong}.")
@@ -212,69 +196,3 @@ def _opset(kind: str, opset: int | None) -> int | None:
 
 def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
     return {"prunerl": VERSION, **{name: metadata.version(name) for name in ("numpy", "torch", *libraries)}}
-
-
-def _write_c(program: Program, ask: _Ask) -> bytes:
-    from prunerl.deploy.c_export import c_source
-
-    return c_source(program, name=ask.name).encode()
-
-
-def _write_h(program: Program, ask: _Ask) -> bytes:
-    from prunerl.deploy.c_export import c_header
-
-    return c_header(program, name=ask.name).encode()
-
-
-def _c_player(path: Path, program: Program, ask: _Ask) -> Player:
-    from prunerl.deploy.c_player import c_player
-
-    act, reset = c_player(path, program, ask.name)
-    return Player(act, reset)
-
-
-def _write_onnx(program: Program, ask: _Ask) -> bytes:
-    from prunerl.deploy.onnx import OPSET, onnx_bytes
-
-    return onnx_bytes(program, name=ask.name, opset=OPSET if ask.opset is None else ask.opset)
-
-
-def _onnx_player(path: Path, program: Program, ask: _Ask) -> Player:
-    from prunerl.deploy.onnx import onnx_player
-
-    return program_player(program, onnx_player(path))
-
-
-def _write_pt2(program: Program, ask: _Ask) -> bytes:
-    from prunerl.deploy.pt2 import pt2_bytes
-
-    return pt2_bytes(program)
-
-
-def _pt2_player(path: Path, program: Program, ask: _Ask) -> Player:
-    from prunerl.deploy.pt2 import pt2_player
-
-    return program_player(program, pt2_player(path))
-
-
-def _write_safetensors(program: Program, ask: _Ask) -> bytes:
-    from prunerl.deploy.tensors import program_bytes
-
-    return program_bytes(program)
-
-
-def _safetensors_player(path: Path, program: Program, ask: _Ask) -> Player:
-    from prunerl.deploy.tensors import load_program
-
-    loaded = load_program(path)
-    return program_player(loaded, lambda observations, memory, may: interpret.run(loaded, observations, memory, may))
-
-
-FORMATS: Mapping[str, _Format] = {
-    "c": _Format(_write_c, _c_player),
-    "h": _Format(_write_h, _c_player),
-    "onnx": _Format(_write_onnx, _onnx_player, ("onnx", "onnxruntime")),
-    "pt2": _Format(_write_pt2, _pt2_player),
-    "safetensors": _Format(_write_safetensors, _safetensors_player, ("safetensors",)),
-}
-"""What a policy can be exported as, by its suffix."""
