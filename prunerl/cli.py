@@ -20,6 +20,9 @@ COMMANDS = {
     "evaluate": "Play episodes with an agent, and judge it against another one on the same seeds.",
     "inspect": "Show an agent's networks, layers and groups, what they cost, and what is not pruned.",
     "report": "Print the report of a finished run again.",
+    "compress": "Store an agent in fewer bytes, as far as it stays not worse, and prove it on fresh seeds.",
+    "export": "Write the policy as a file that needs none of what trained it, and check the file.",
+    "bench": "Time one decision in every runtime that is installed here.",
     "targets": "List the devices that a policy can be deployed on, or show one.",
 }
 """Name of a file in ``commands/`` → what it does. Only the file of the command that is given is imported."""
