@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prunerl.agents.module import from_module as from_module
     from prunerl.check import check_agent as check_agent
     from prunerl.compress import compress as compress
+    from prunerl.deploy.export import export as export
     from prunerl.evaluate import compare as compare
     from prunerl.evaluate import evaluate as evaluate
     from prunerl.load import load as load
@@ -32,6 +33,7 @@ _HOMES = {
     "compare": "evaluate",
     "compress": "compress",
     "evaluate": "evaluate",
+    "export": "deploy.export",
     "from_module": "agents.module",
     "load": "load",
     "prune": "loop",
@@ -48,6 +50,7 @@ __all__ = [
     "compare",
     "compress",
     "evaluate",
+    "export",
     "from_module",
     "load",
     "prune",
