@@ -2,9 +2,9 @@
 
     python benchmarks/masks.py --out runs/masks.jsonl > docs/data/masks.md
 
-Each algorithm trains five live models side by side, all from the same weights: dense; dense once more, as the control
-that shows what the noise is; with ``prunerl.masks.attach``; with ``torch.nn.utils.prune``; and with a parametrization
-that multiplies by the mask. Networks and training settings
+Each algorithm trains six live models side by side, all from the same weights: dense; dense once more, which shows what
+the noise is; masked once and then let go, which shows what a sparse start alone costs; with ``prunerl.masks.attach``;
+with ``torch.nn.utils.prune``; and with a parametrization that multiplies by the mask. Networks and training settings
 are those of the RL Zoo's entries for the environment, in one environment at a time. The sparsity of every weight matrix
 of the online networks is 0.9. A repetition calls ``learn()`` once for each, in an order that changes, and takes its
 CPU time (of this process, torch on one thread); what stands in the table is the median over the repetitions of the
@@ -66,9 +66,10 @@ ALGORITHMS: dict[str, tuple[str, str, int, Callable[[], BaseAlgorithm]]] = {
     )),
 }  # fmt: skip
 WAYS = ("prunerl", "prune", "parametrize")
-ARMS = ("dense", "control", *WAYS)
+ARMS = ("dense", "again", "let go", *WAYS)
 LABELS = {
-    "control": "dense again",
+    "again": "dense again",
+    "let go": "masked once, let go",
     "prunerl": "`prunerl.masks`",
     "prune": "`torch.nn.utils.prune`",
     "parametrize": "`parametrize`",
@@ -172,6 +173,8 @@ def mask(model: BaseAlgorithm, way: str, decided: dict[str, Tensor], *, targets:
     """Mask a live model in one of the ways; ``targets`` concerns PyTorch's two."""
     if way == "prunerl":
         masks.attach(model.policy, decided)
+    elif way == "let go":
+        masks.attach(model.policy, decided).remove()
     elif way in WAYS:
         known = dict(model.policy.named_parameters())
         for name, keep in decided.items():
@@ -251,14 +254,20 @@ def table(algorithms: list[str], found: list[dict[str, Any]]) -> Iterator[str]:
     yield (
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
         f"Stable-Baselines3 {stable_baselines3.__version__}. CPU time of `learn()` relative to the dense model of the "
-        "same repetition: median, and the 95 % bootstrap interval of the median. In hooks: the share of `learn()` that "
-        f"is spent in prunerl's two hooks, by the clock; median. Sparsity {SPARSITY}.\n"
+        "same repetition: median, and the 95 % bootstrap interval of the median. Held : let go: `prunerl.masks` "
+        "relative to the model that was masked once and not held. In hooks: the share of `learn()` that is spent in "
+        f"prunerl's two hooks, by the clock; median. Sparsity {SPARSITY}.\n"
     )
-    yield "| algorithm | environment | widths | repetitions | " + " | ".join(LABELS.values()) + " | in hooks |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| algorithm | environment | widths | repetitions | "
+        + " | ".join(LABELS.values())
+        + " | held : let go | in hooks |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for name in algorithms:
         timed = [entry for entry in found if entry["algorithm"] == name and "seconds" in entry]
         cells = [summary([e["seconds"][way] / e["seconds"]["dense"] for e in timed]) for way in ARMS[1:]]
+        cells.append(summary([e["seconds"]["prunerl"] / e["seconds"]["let go"] for e in timed]))
         hooks = statistics.median(e["hooks"] / e["seconds"]["prunerl"] for e in timed)
         environment, widths = ALGORITHMS[name][:2]
         yield f"| {name} | {environment} | {widths} | {len(timed)} | {' | '.join(cells)} | {hooks:.1%} |"

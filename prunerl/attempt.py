@@ -18,6 +18,7 @@ from prunerl.evaluate import Yardstick, judge, seeds
 from prunerl.evidence import VisitedEvidence
 from prunerl.remove import follow, kept_rows, layer_order, remove
 from prunerl.repair.distill import TASTES, Lessons, answers, calibrate, distill, divergences, tastes
+from prunerl.repair.guidance import guide
 from prunerl.repair.least_squares import least_squares
 from prunerl.rollout import rollout_each
 from prunerl.trace import Trace, activity, features, groups
@@ -29,7 +30,7 @@ STUDENTS = len(TASTES)
 ALTERNATIVES = 3 * STUDENTS
 LARGE = 20_000
 """Networks of more parameters than this are repaired as one student, not as several."""
-SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 18_000
+SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 80_000
 LESSON_BYTES = 128_000_000
 """States that pruned agents visited are kept, in memory and on disk, up to this size: images count."""
 RESTARTED = 0.3
@@ -37,10 +38,12 @@ RESTARTED = 0.3
 what the dense agent's states can teach them. The others go on."""
 PATIENCE, HOPELESS = 3, 0.5
 """After this many iterations, students that all stay below this normalised return are given up."""
-STAGNANT = 4
+STAGNANT = 5
 """Students that did not play better for so many iterations are given up."""
 EPISODES_EACH = 5
-VISITS = 4_000
+UNGUIDED, GUIDED_BATCH, GUIDED_RATE = 2, 256, 3e-3
+"""A single student imitates for so many iterations before the dense agent's critics judge what it does."""
+VISITS = 5_000
 
 
 @dataclass(frozen=True)
@@ -323,6 +326,8 @@ def distilled(
         for i in fresh if iteration > 0 else ():
             starts[i] = next(spare)
             tensors[i] = dict(starts[i].tensors)
+        led = count == 1 and iteration >= UNGUIDED and head.squashed
+        judges = guide(task.dense.critics, lessons.observations) if led else None
         tensors = distill(
             traced,
             tensors,
@@ -330,9 +335,10 @@ def distilled(
             head,
             lessons,
             updates=work.updates,
-            batch=work.batch,
-            learning_rate=work.learning_rate,
+            batch=work.batch if judges is None else GUIDED_BATCH,
+            learning_rate=work.learning_rate if judges is None else GUIDED_RATE,
             generator=generator,
+            guide=judges,
         )
         players = [agent.with_state(replace(s, tensors=t)).policy for s, t in zip(starts, tensors, strict=True)]
         offset = 1000 + (index * MOST_ITERATIONS + iteration) * EPISODES_EACH

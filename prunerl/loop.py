@@ -32,7 +32,7 @@ from prunerl.types import VERSION, Agent, EnvSpec, Report, Round, Row, State, St
 from prunerl.visits import trace_policy
 
 VISIT_EPISODES = 24
-VISITED = 12_000
+VISITED = 24_000
 FEWEST_CONFIRMED = 100
 ROUNDS_BETWEEN = 3
 """Rounds spent on agents between one that was refused by the confirmation and the next larger one."""

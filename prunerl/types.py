@@ -179,12 +179,14 @@ class Critic:
         network: Maps ``inputs(observations)`` to values; parameters named as in ``State.tensors``.
         inputs: From the policy network's inputs in visited states to those of this network.
         twins: Critics of equal ``twins`` keep equal widths, each its own best units.
+        actions: How many of its inputs, the last ones, are an action within −1 and 1; 0 where it judges states alone.
     """
 
     name: str
     network: nn.Module
     inputs: Callable[[Tensor], Tensor]
     twins: str
+    actions: int = 0
 
 
 class Agent(Protocol):

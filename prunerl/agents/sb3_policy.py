@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -186,6 +187,7 @@ def critics_of(agent: Described) -> tuple[Critic, ...]:
 
         return (Critic("value", network, seen, "value"),)
     actor = acting(agent, policy)
+    actions = int(np.prod(agent.spaces[1].shape or (1,)))
 
     def judged(observations: Tensor) -> Tensor:
         with torch.no_grad():  # a critic takes actions within −1 and 1
@@ -194,6 +196,6 @@ def critics_of(agent: Described) -> tuple[Critic, ...]:
             )
 
     return tuple(
-        Critic(f"qf{i}", _Critic({f"critic.qf{i}": getattr(policy.critic, f"qf{i}")}), judged, "qf")
+        Critic(f"qf{i}", _Critic({f"critic.qf{i}": getattr(policy.critic, f"qf{i}")}), judged, "qf", actions)
         for i in range(critics(agent.state.tensors))
     )

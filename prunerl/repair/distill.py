@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from prunerl import heads
 from prunerl.masks import apply
+from prunerl.repair.guidance import Guide, shortfall
 from prunerl.trace import Layer, Trace, activity, forward, matrix
 from prunerl.types import Head, Masks
 
@@ -71,6 +72,7 @@ def distill(
     generator: torch.Generator,
     batch: int = 256,
     project: Project | None = None,
+    guide: Guide | None = None,
 ) -> list[dict[str, Tensor]]:
     """Train the students to answer as the dense agent does, on minibatches.
 
@@ -91,6 +93,7 @@ def distill(
         batch: Inputs in a minibatch.
         project: From tensors by name to those weights that are held to a constraint, as it has them, with gradients:
             students compute with these while they are trained, and the result has them exactly.
+        guide: Critics that judge a squashed action beside the imitation.
 
     Returns:
         The trained tensors of each student.
@@ -119,6 +122,8 @@ def distill(
         outputs, target = run(trained, inputs[index]), wanted[index]
         if head.kind == "gaussian":
             loss = _action_error(head, target, outputs, spread)
+            if guide is not None and head.squashed:
+                loss = loss + shortfall(guide, index, outputs.tanh())
         else:
             learnt = heads.log_probabilities(head, outputs, scale=lessons.scale)
             loss = weight * (target.exp() * (target - learnt)).sum(dim=-1)
