@@ -35,8 +35,8 @@ VISIT_EPISODES, VISITED, CALIBRATED = 24, 12_000, 4096
 OWN_SEEDS = 500_000
 """Where the seeds of a compression begin among those of their purpose: not those of the run that pruned the agent."""
 SEEDS_EACH = 1000
-GENTLER = 0.3
-"""A compressed network is near to what it is to do: it learns at this share of a cut one's learning rate."""
+ITERATIONS, UPDATES, BATCH = 8, 600, 512
+"""Of a repair, at most: a compressed network is nearer to what it is to do than one that was cut."""
 FEWEST_CONFIRMED = 100
 
 Observer = Callable[[str], None]
@@ -191,10 +191,10 @@ def _training(run: _Run, draft: Draft, index: int) -> Training:
     convolutional = any("conv" in layer.kind for layer in draft.traced.layers)
     work = effort(sizes(draft)[0], convolutional=convolutional)
     return Training(
-        iterations=work.iterations,
-        updates=work.updates,
-        batch=work.batch,
-        learning_rate=GENTLER * work.learning_rate,
+        iterations=min(work.iterations, ITERATIONS),
+        updates=min(work.updates, UPDATES),
+        batch=min(work.batch, BATCH),
+        learning_rate=work.learning_rate,
         visits=VISITS,
         seed=run.seed,
         offset=OWN_SEEDS + (index + 1) * SEEDS_EACH,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from prunerl.trace import Trace
 from prunerl.types import Agent, Verdict
 
 EPISODES_EACH = 5
+STAGNANT = 3
+"""A draft that was not judged better for so many iterations is given up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +111,14 @@ def repaired(
         verdict, cost = judge(reference.yard, deployed(current))
         steps += played.steps + cost
         found.append((current, verdict))
-        if verdict.satisfied:
+        if verdict.satisfied or _stagnant([v.normalized for _, v in found]):
             break
     best, verdict = max(found, key=lambda f: (f[1].satisfied, f[1].interval[0]))
     return Repaired(best, verdict, steps, known)
+
+
+def _stagnant(returns: Sequence[float]) -> bool:
+    return returns.index(max(returns)) < len(returns) - STAGNANT
 
 
 def lessons(reference: Reference, visited: Tensor) -> Lessons:

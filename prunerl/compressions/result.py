@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from prunerl.deploy.lower import lower
 from prunerl.deploy.program import Coding
+from prunerl.deploy.tensors import program_bytes
+from prunerl.files import write_atomically
 from prunerl.types import EnvSpec, Policy, Stage, Verdict
 
 
@@ -30,6 +34,23 @@ class Compressed:
     env: EnvSpec
     algorithm: str
     notes: tuple[str, ...] = ()
+
+    def save(self, path: str | Path, *, dtype: str | None = None) -> None:
+        """Write the lowered policy as a safetensors file with packed codes.
+
+        :func:`prunerl.deploy.tensors.load_program` reads it, and :func:`prunerl.deploy.interpret.run` runs it; both
+        need NumPy alone.
+
+        Args:
+            path: The file.
+            dtype: NumPy name of the raw observation's type; see :func:`prunerl.deploy.lower.lower`.
+
+        Raises:
+            LowerError: The network uses what a program does not have.
+            ExportError: The program is not whole, for instance because a weight is not finite.
+            RunError: The file cannot be written.
+        """
+        write_atomically(path, program_bytes(lower(self.policy, self.codings, dtype=dtype)))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from prunerl.agents.sb3 import SB3Agent
 from prunerl.compressions import draft as drafts
 from prunerl.compressions.codes import axis_of, codes_of
 from prunerl.compressions.draft import Draft
+from prunerl.deploy import interpret
+from prunerl.deploy.lower import lower
+from prunerl.deploy.program import matrices
 from prunerl.errors import BudgetError
 from prunerl.repair.distill import Lessons, answers, distill
 from prunerl.trace import forward, trace
@@ -110,6 +113,23 @@ def test_the_policy_has_the_values_and_the_deployed_one_rounds_inputs(
         torch.testing.assert_close(deployed.network(x), forward(drafts.computed_by(made), made.tensors, x))
         rounds = any(c.input_scale is not None for c in made.codings.values())
         assert torch.equal(policy.network(x), deployed.network(x)) != rounds
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_the_lowered_program_acts_as_the_deployed_policy(
+    make: Make, load_agent: Callable[[str], SB3Agent], visit: Callable[..., np.ndarray]
+) -> None:
+    """Integers are summed exactly in the program and as floats by the policy: the rest is rounding."""
+    agent = load_agent("sac/Pendulum-v1")
+    seen = visit(agent, 200)
+    x = heads.prepare(agent.policy, seen)
+    made = make(drafts.draft_of(agent, trace_policy(agent.policy, x)), x)
+    program = lower(drafts.policy_of(made), made.codings)
+    actions, _ = interpret.run(program, seen)
+    wanted = heads.act(drafts.deployed(made), seen)
+    np.testing.assert_allclose(actions, wanted, rtol=1e-4, atol=1e-4)
+    coded = [m for o in program.operations for m in matrices(o) if m.codes is not None]
+    assert len(coded) == len(made.codings)
 
 
 @pytest.mark.parametrize("make", list(MAKERS.values())[:3], ids=list(MAKERS)[:3])
