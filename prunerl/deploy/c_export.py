@@ -35,6 +35,12 @@ SPARSE = 0.57
 UNROLL = 300
 """Weights up to which a policy is written as formulae."""
 
+TAKEN = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long main "
+    "register restrict return short signed sizeof static struct switch typedef "
+    "union unsigned void volatile while".split()
+)
+
 PRELUDE = """#include <float.h>
 #include <math.h>
 #include <stddef.h>
@@ -144,8 +150,8 @@ def c_header(
 
 
 def _write(program: Program, name: str, sparse: float | bool, unroll: bool | None, exact_tanh: bool) -> _Written:
-    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-        raise ExportError(f"The name {name!r} is no identifier in C. Use letters, digits and underscores.")
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in TAKEN:
+        raise ExportError(f"The name {name!r} is no free identifier in C. Use letters, digits and underscores.")
     weights = sum(np.count_nonzero(m.values) for operation in program.operations for m in matrices(operation))
     share = {True: SPARSE, False: math.inf}[sparse] if isinstance(sparse, bool) else sparse
     context = Context(

@@ -464,8 +464,9 @@ def test_the_head_holds_what_the_compiler_measures() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"name": "my policy"}, "'my policy' is no identifier"),
-    ({"name": "2fast"}, "'2fast' is no identifier"),
+    ({"name": "my policy"}, "'my policy' is no free identifier"),
+    ({"name": "int"}, "'int' is no free identifier"),
+    ({"name": "2fast"}, "'2fast' is no free identifier"),
     ({"compiler": ("no-such-gcc",)}, "no-such-gcc cannot be started"),
     ({"compiler": ("gcc", "-no-such-flag")}, "failed: .*no-such-flag"),
     ({"selftest": (np.zeros((3, 5)), np.zeros((2, 2)))}, r"self-test's actions have shape \(2, 2\), but 3 × 2"),
