@@ -80,7 +80,8 @@ def prove(
     random = float(np.mean(rollout(None, env, seeds(seed, "random", RANDOM_EPISODES), workers=1).returns))
     judged = _judged(theirs, ours, random, chosen, tolerance)
     for _ in range(DOUBLINGS):
-        if judged is None or judged.satisfied or not agreed.holds:
+        told = judged is None or judged.satisfied or judged.interval[1] < -tolerance
+        if told or not agreed.holds:
             break
         chosen, more = _doubled(chosen)
         theirs = _joined(theirs, play(agent_player(policy), env, more, masked=policy.masked))
