@@ -60,15 +60,15 @@ def lower(policy: Policy, codings: Mapping[str, Coding] = {}, *, dtype: str | No
     if left:
         raise LowerError(f"{left[0]!r} is stored in codes, but is no layer's weight. Leave it out of the codings.")
     to.node = None
-    action, shapes = _action(to, policy.head, output), to.shapes
+    action, remembered = _action(to, policy.head, output), _remembered(to, memory, following)
     return Program(
         operations=tuple(to.operations),
-        shapes=shapes,
+        shapes=to.shapes,
         action=action,
         observation_dtype=dtype,
         action_shape=tuple(policy.head.shape),
         action_dtype={"gaussian": "float32", "bernoulli": "int8"}.get(policy.head.kind, "int64"),
-        memory=_remembered(to, memory, following),
+        memory=remembered,
         allowed=_allowed(policy.head, output) if policy.masked else 0,
     )
 
@@ -129,8 +129,8 @@ def _memory(to: Lowering, policy: Policy) -> list[Stacked]:
 
 
 def _remembered(to: Lowering, memory: Sequence[Stacked], following: Sequence[Value]) -> dict[str, str]:
-    """Return which value each part of the memory holds next; a part never holds another part itself."""
-    parts = {part.name for stacked in memory for part in stacked.parts}
+    """Return which value each part of the memory holds next; never another part itself, nor the observation."""
+    parts = {OBSERVATION, *(part.name for stacked in memory for part in stacked.parts)}
     remembered = {}
     for stacked, values in zip(memory, following, strict=True):
         for place, part in enumerate(stacked.parts):

@@ -206,7 +206,7 @@ def dropout(to: Lowering, x: Value, p: float, train: bool) -> Value:
     """Rule for dropout, which does nothing where a network acts."""
     if train and p > 0:
         to.refuse("drops units at random. Put the network into evaluation mode: module.eval().")
-    return x
+    return (x, None) if len(to.outs) > 1 else x
 
 
 def like(to: Lowering, x: Value, *arguments: Any, **options: Any) -> Known:
@@ -235,7 +235,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(PLAIN, plain),
     **dict.fromkeys(("clone", "contiguous", "detach", "alias", "lift_fresh_copy"), copy),
     **dict.fromkeys(("to", "_to_copy", "type_as"), cast),
-    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), dropout),
+    **dict.fromkeys(
+        ("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), dropout
+    ),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), like),
     "elu": elu,
     "celu": celu,
