@@ -7,6 +7,9 @@ chosen, is not above 0, is no place of a one-hot vector, is row 0 of an embeddin
 rounded to int8.
 
 The scratch memory is static, so the function cannot be entered twice at a time.
+
+Optimising, gcc may turn a loop that copies or clears into a call of ``memcpy`` or ``memset``, as it does in any file;
+``-fno-tree-loop-distribute-patterns`` keeps it from that.
 """
 
 from __future__ import annotations
