@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,106 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunerl import criteria, heads, visits
-from prunerl.cost import size, stored
-from prunerl.evaluate import Yardstick, judge, seeds
+from prunerl import criteria
+from prunerl.cost import size
+from prunerl.evaluate import judge
 from prunerl.evidence import VisitedEvidence
 from prunerl.remove import follow, kept_rows, layer_order, remove
-from prunerl.repair.distill import TASTES, Lessons, answers, calibrate, distill, divergences, tastes
-from prunerl.repair.guidance import guide
+from prunerl.repair.distill import Lessons, answers, divergences
 from prunerl.repair.least_squares import least_squares
-from prunerl.rollout import rollout_each
+from prunerl.students import LARGE, MOST_ITERATIONS, STUDENTS, Result, calibrated, distilled
+from prunerl.task import Candidate, Task, merged, scale_of, some
 from prunerl.trace import Trace, activity, features, groups
-from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure, Verdict
+from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure
 from prunerl.visits import trace_policy
 
 REPAIRS = ("least_squares", "distill", "finetune")
-STUDENTS = len(TASTES)
 ALTERNATIVES = 3 * STUDENTS
-LARGE = 20_000
-"""Networks of more parameters than this are repaired as one student, not as several."""
-SCORED, REFITTED, CHECKED, LESSONS = 2048, 4096, 256, 80_000
-LESSON_BYTES = 128_000_000
-"""States that pruned agents visited are kept, in memory and on disk, up to this size: images count."""
-RESTARTED = 0.3
-"""Students who learn less than this share from states of pruned agents start anew in each iteration: they have learnt
-what the dense agent's states can teach them. The others go on."""
-PATIENCE, HOPELESS = 3, 0.5
-"""After this many iterations, students that all stay below this normalised return are given up."""
-STAGNANT = 5
-"""Students that did not play better for so many iterations are given up."""
-EPISODES_EACH = 5
-UNGUIDED, GUIDED_BATCH, GUIDED_RATE = 2, 256, 3e-3
-"""A single student imitates for so many iterations before the dense agent's critics judge what it does."""
-VISITS = 5_000
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How a network is distilled.
-
-    Attributes:
-        students: Alternatives that are trained side by side.
-        iterations: How often, at most, they are trained, play, and learn from the states that they visited.
-        updates, batch, learning_rate: Of each training.
-    """
-
-    students: int
-    iterations: int
-    updates: int
-    batch: int
-    learning_rate: float
-
-
-def effort(parameters: int, *, convolutional: bool = False) -> Effort:
-    """Return how a network of so many parameters is distilled.
-
-    Small ones are many and cheap, and which units are kept decides; of larger ones a single student that goes on
-    learning gets further.
-    """
-    if convolutional:
-        return Effort(1, 6, 400, 128, 1e-3)
-    if parameters <= 1000:
-        return Effort(STUDENTS, 5, 600, 256, 1e-2)
-    if parameters <= LARGE:
-        return Effort(1, 14, 1500, 1024, 1e-2 if parameters <= 4000 else 3e-3)
-    return Effort(1, 5, 600, 256, 3e-3)
-
-
-MOST_ITERATIONS = 14
-"""Of any effort: it keeps the seeds of one round apart from those of the next."""
+SCORED, REFITTED, CHECKED = 2048, 4096, 256
 LAYER_ITERATIONS = 3
 """A layer that is hard to do without is better kept: units go from it later."""
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What stays the same through a run. ``visited`` holds states that the dense agent visits."""
-
-    dense: Agent
-    traced: Trace
-    visited: Tensor
-    yard: Yardstick
-    criterion: str
-    repair: tuple[str, ...]
-    finetune_steps: int
-    seed: int
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """Where the search stands: an agent, its trace, and the states that pruned agents visited so far.
-
-    States are inputs of the network, shape (states, *observation). ``origin`` is the widest agent of the same depth: a
-    round also cuts that one, since repair entangles the units of a narrow network.
-    """
-
-    agent: Agent
-    traced: Trace
-    visited: Tensor
-    origin: Candidate | None = None
-
-
 Decide = Callable[[Candidate, Sequence[Group], Scores], Decision]
 
 
@@ -154,7 +71,7 @@ def attempt(
     for name, stage in _stages(task, work):
         began = time.perf_counter()
         found, verdict, steps, seen = stage(visited)
-        visited = _merge(visited, seen)
+        visited = merged(visited, seen)
         divergence = _divergence(task, traced, found)
         stages.append(Stage(name, divergence, verdict, time.perf_counter() - began, steps))
         states.append(found)
@@ -192,7 +109,6 @@ class _Work:
     index: int
 
 
-Result = tuple[State, Verdict, int, Tensor | None]
 StageFunction = Callable[[Tensor], Result]
 
 
@@ -261,7 +177,7 @@ def _stages(task: Task, work: _Work) -> list[tuple[str, StageFunction]]:
             )
             fitted = least_squares(work.traced, one.state.tensors, one.state.masks, chosen, targets)
             refitted[i] = replace(one.state, tensors={**one.state.tensors, **fitted})
-        lessons = Lessons(chosen, wanted, _scale(task, wanted), len(chosen))
+        lessons = Lessons(chosen, wanted, scale_of(task, wanted), len(chosen))
         order = divergences(work.traced, [s.tensors for s in refitted], task.dense.policy.head, lessons)
         latest[0] = _finished(work, refitted[int(np.argmin(order))], lessons)
         return _judged(work, latest[0])
@@ -284,115 +200,13 @@ def _stages(task: Task, work: _Work) -> list[tuple[str, StageFunction]]:
     return [("cut", cut), *((name, available[name]) for name in REPAIRS if name in task.repair)]
 
 
-def distilled(
-    task: Task,
-    traced: Trace,
-    agent: Agent,
-    students: Sequence[State],
-    visited: Tensor,
-    generator: torch.Generator,
-    *,
-    index: int,
-    most: int = MOST_ITERATIONS,
-) -> Result:
-    """Distil the dense agent into students on the states that they themselves visit, until one passes.
-
-    Each iteration trains all students, lets each play, adds what they visited, and judges the one that played best.
-
-    Args:
-        task: The run.
-        traced, agent: The shape of the students.
-        students: Their tensors to start from; those beyond the first STUDENTS replace students that start anew.
-        visited: States that pruned agents visited so far.
-        generator: Draws minibatches and samples.
-        index: Number that keeps the seeds of this call apart from those of others.
-        most: Iterations at most.
-
-    Returns:
-        The best student's state, its verdict, the environment steps taken and the states visited.
-    """
-    head = task.dense.policy.head
-    convolutional = any("conv" in layer.kind for layer in traced.layers)
-    work = effort(size(traced, students[0].tensors).parameters, convolutional=convolutional)
-    count = work.students
-    starts, spare = list(itertools.islice(itertools.cycle(students), count)), _rest(students, count)
-    tensors = [dict(s.tensors) for s in starts]
-    fresh = [i for i, taste in enumerate(tastes(count)) if taste.own < RESTARTED]
-    results: list[tuple[State, Verdict]] = []
-    steps, known = 0, visited
-    masks = students[0].masks
-    for iteration in range(min(work.iterations, most)):
-        lessons = _lessons(task, known)
-        for i in fresh if iteration > 0 else ():
-            starts[i] = next(spare)
-            tensors[i] = dict(starts[i].tensors)
-        led = count == 1 and iteration >= UNGUIDED and head.squashed
-        judges = guide(task.dense.critics, lessons.observations) if led else None
-        tensors = distill(
-            traced,
-            tensors,
-            masks,
-            head,
-            lessons,
-            updates=work.updates,
-            batch=work.batch if judges is None else GUIDED_BATCH,
-            learning_rate=work.learning_rate if judges is None else GUIDED_RATE,
-            generator=generator,
-            guide=judges,
-        )
-        players = [agent.with_state(replace(s, tensors=t)).policy for s, t in zip(starts, tensors, strict=True)]
-        offset = 1000 + (index * MOST_ITERATIONS + iteration) * EPISODES_EACH
-        chosen = seeds(task.seed, "visit", EPISODES_EACH, offset=offset)
-        played = rollout_each(players, task.dense.env, chosen, record=True)
-        steps += sum(p.steps for p in played)
-        seen = [visits.inputs(task.dense.policy, p) for p in played]
-        known = torch.cat([known, some(torch.cat(seen), VISITS // visits.steps_of(task.dense.policy), generator)])
-        for best in _promising(task, [float(np.mean(p.returns)) for p in played]):
-            state = _calibrated(task, traced, replace(starts[best], tensors=tensors[best]), lessons)
-            state = follow(state, agent.ties)
-            verdict, cost = judge(task.yard, agent.with_state(state).policy)
-            steps += cost
-            results.append((state, verdict))
-            if verdict.satisfied:
-                break
-        if results[-1][1].satisfied or _given_up([v.normalized for _, v in results], iteration + 1):
-            break
-    state, verdict = max(results, key=lambda r: (r[1].satisfied, r[1].interval[0]))
-    return state, verdict, steps, known[len(visited) :]
-
-
-def _given_up(returns: Sequence[float], iterations: int) -> bool:
-    """Tell whether students are not worth another iteration, by their normalised returns so far."""
-    hopeless = iterations >= PATIENCE and max(returns) < HOPELESS
-    return hopeless or int(np.argmax(returns)) < len(returns) - STAGNANT
-
-
-def _rest(students: Sequence[State], used: int) -> Iterator[State]:
-    """Return the students after the first ``used``, over and over; all of them where there are no more."""
-    return itertools.cycle(students[used:] or students)
-
-
-def _promising(task: Task, returns: Sequence[float]) -> list[int]:
-    """Return the student that played best, and the second where it played well enough to pass as well."""
-    dense = float(np.mean(task.yard.dense))
-    enough = dense - task.yard.tolerance * (dense - task.yard.random)
-    order = sorted(range(len(returns)), key=lambda i: -returns[i])
-    return order[:1] + [i for i in order[1:2] if returns[i] >= enough]
-
-
 def _judged(work: _Work, state: State) -> Result:
     verdict, steps = judge(work.task.yard, work.agent.with_state(state).policy)
     return state, verdict, steps, None
 
 
 def _finished(work: _Work, state: State, lessons: Lessons) -> State:
-    return follow(_calibrated(work.task, work.traced, state, lessons), work.agent.ties)
-
-
-def _calibrated(task: Task, traced: Trace, state: State, lessons: Lessons) -> State:
-    if task.dense.policy.head.kind != "q_values":
-        return state
-    return replace(state, tensors=calibrate(traced, state.tensors, lessons))
+    return follow(calibrated(work.task, work.traced, state, lessons), work.agent.ties)
 
 
 def _targets(
@@ -440,40 +254,8 @@ def _hold_masked(scores: Scores, state: State, structure: Structure) -> Scores:
     return {n: s.masked_fill(~state.masks[n].flatten(), low) if n in state.masks else s for n, s in scores.items()}
 
 
-def _lessons(task: Task, visited: Tensor) -> Lessons:
-    chosen = torch.cat([task.visited, _latest(visited)])
-    wanted = answers(task.traced, task.dense.state.tensors, chosen)
-    return Lessons(chosen, wanted, _scale(task, wanted), len(task.visited))
-
-
-def _scale(task: Task, answers: Tensor) -> float:
-    return heads.q_scale(task.dense.policy.head, answers)
-
-
 def _divergence(task: Task, traced: Trace, state: State) -> float:
     """Return the mean KL from the dense agent in states that it visits itself, the same for all stages."""
     wanted = answers(task.traced, task.dense.state.tensors, task.visited)
-    lessons = Lessons(task.visited, wanted, _scale(task, wanted), len(wanted))
+    lessons = Lessons(task.visited, wanted, scale_of(task, wanted), len(wanted))
     return divergences(traced, [state.tensors], task.dense.policy.head, lessons)[0]
-
-
-def some(states: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return at most ``count`` of the states, drawn without replacement, in order."""
-    if len(states) <= count:
-        return states
-    return states[torch.randperm(len(states), generator=generator)[:count].sort().values]
-
-
-def _merge(visited: Tensor, seen: Tensor | None) -> Tensor:
-    return visited if seen is None else _latest(torch.cat([visited, seen]))
-
-
-def _latest(visited: Tensor) -> Tensor:
-    """Return as many of the last states as lessons hold."""
-    one = visited.element_size() * math.prod(visited.shape[1:])
-    return visited[-max(1, min(LESSONS, LESSON_BYTES // max(1, one))) :]
-
-
-def masked_parameters(candidate: Candidate) -> int:
-    """Return the candidate's parameters that no mask holds at zero."""
-    return stored(candidate.traced, candidate.agent.state)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from prunerl import cost, criteria, decide, stats
-from prunerl.attempt import ALTERNATIVES, Candidate, Task, distilled
+from prunerl.attempt import ALTERNATIVES
 from prunerl.errors import BudgetError
 from prunerl.evidence import VisitedEvidence
 from prunerl.files import digest
 from prunerl.masks import apply
 from prunerl.remove import compose, cut
 from prunerl.rollout import rollout
+from prunerl.students import distilled
+from prunerl.task import Candidate, Task
 from prunerl.trace import Trace, layer_groups, matrix, unit_groups
 from prunerl.types import Agent, Row, State, Verdict
 from prunerl.visits import trace_policy

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from prunerl import stats, visits
-from prunerl.attempt import VISITS, effort, some
 from prunerl.compressions.draft import (
     Draft,
     deployed,
@@ -26,6 +25,8 @@ from prunerl.compressions.stages import Alternative, stages_for
 from prunerl.errors import BudgetError, SpaceError
 from prunerl.evaluate import judge, seeds, yardstick
 from prunerl.rollout import rollout, warm_up
+from prunerl.students import VISITS, effort
+from prunerl.task import some
 from prunerl.types import Agent, Policy, Stage
 from prunerl.visits import trace_policy
 

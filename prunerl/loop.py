@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prunerl import baselines, criteria, errors, learner, schedules, stats, visits
-from prunerl.attempt import CHECKED, REPAIRS, Candidate, Task, attempt, masked_parameters, some
+from prunerl.attempt import CHECKED, REPAIRS, attempt
 from prunerl.errors import BudgetError, LearnError, RunError
 from prunerl.evaluate import Yardstick, seeds, yardstick
 from prunerl.journal import Journal, open_journal, recall, record
@@ -27,6 +27,7 @@ from prunerl.remove import fold_dead
 from prunerl.report import schema
 from prunerl.rollout import rollout, warm_up
 from prunerl.search import STRUCTURES, Attempt, Step, adaptive, between, fixed
+from prunerl.task import Candidate, Task, masked_parameters, some
 from prunerl.trace import Trace
 from prunerl.types import VERSION, Agent, EnvSpec, Report, Round, Row, State, Structure, Verdict
 from prunerl.visits import trace_policy

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from prunerl import decide, schedules
-from prunerl.attempt import Candidate, Decide, Task, masked_parameters
+from prunerl.attempt import Decide
 from prunerl.cost import size
 from prunerl.remove import pair, unexplained
 from prunerl.schedules import Adaptive, failed, finished, passed, propose
+from prunerl.task import Candidate, Task, masked_parameters
 from prunerl.trace import layer_groups, matrix, unit_groups
 from prunerl.types import Decision, Group, Round, Scores, Structure
 

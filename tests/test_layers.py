@@ -22,7 +22,7 @@ LAYERS: Mapping[str, int] = {
     "deploy": 3,
     "compressions": 3,
     "compress": 4,
-    **dict.fromkeys(("attempt", "search", "baselines", "loop", "report", "check"), 4),
+    **dict.fromkeys(("task", "students", "attempt", "search", "baselines", "loop", "report", "check"), 4),
     **dict.fromkeys(("progress", "commands", "cli"), 5),
 }
 """The first part of a module's name below the package → its layer."""

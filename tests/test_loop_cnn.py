@@ -17,8 +17,8 @@ from torch import nn
 
 import prunerl
 from prunerl import decide, heads
-from prunerl.attempt import LESSON_BYTES, LESSONS, _latest
 from prunerl.cost import size
+from prunerl.task import LESSON_BYTES, LESSONS, latest
 from prunerl.trace import trace, unit_groups
 
 ENV = "catch:Catch-v0"
@@ -108,8 +108,8 @@ def test_macs_of_a_convolution_count_every_place() -> None:
 def test_remembered_states_are_bounded_in_number_and_images_in_bytes() -> None:
     flat, images = torch.zeros(2 * LESSONS, 1), torch.zeros(6000, 4, 84, 84, dtype=torch.uint8)
     flat[-1] = 1.0
-    kept = _latest(flat)
+    kept = latest(flat)
     assert len(kept) == LESSONS
     assert kept[-1] == 1.0
-    assert LESSON_BYTES - images[0].nbytes < _latest(images).nbytes <= LESSON_BYTES
-    assert len(_latest(images[:0])) == 0
+    assert LESSON_BYTES - images[0].nbytes < latest(images).nbytes <= LESSON_BYTES
+    assert len(latest(images[:0])) == 0

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from prunerl import search
-from prunerl.attempt import Candidate
 from prunerl.remove import cut
 from prunerl.search import Attempt
+from prunerl.task import Candidate
 from prunerl.trace import trace, unit_groups
 from prunerl.types import State
 
