@@ -1,0 +1,1 @@
+"""Products of matrix and vector for this machine: a file for each way of storing a matrix, which writes C for it."""

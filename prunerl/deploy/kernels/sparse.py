@@ -1,0 +1,99 @@
+"""Non-zeros alone: compressed rows, with many observations side by side in vectors; and weights as numbers in code."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunerl.deploy.kernels.layer import Form, Layer, Machine
+
+LONGEST = 1024
+"""Columns or rows up to which many observations are turned over on the stack."""
+
+
+def rows(layer: Layer, machine: Machine) -> Form | None:
+    """Multiply the non-zeros of each row, four sums at a time."""
+    used = layer.weight != 0
+    if layer.input_scale is not None or layer.columns > 65535 or used.mean() > 0.6:
+        return None
+    counts = used.sum(axis=1).astype(np.int32)
+    columns = np.nonzero(used)[1].astype(np.uint16)
+    weights = layer.weight[used].astype(np.float32)
+    arrays = (np.append(weights, np.float32(0)), np.append(columns, np.uint16(0)), counts, layer.bias)
+    quarters = "\n".join(f"s{k} += w[{k}] * x[c[{k}]];" for k in range(4))
+    body = f"""const float *w = p0;
+const uint16_t *c = p1;
+for (int r = 0; r < {layer.rows}; r++) {{
+int n = p2[r];
+float s0 = p3[r], s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+for (; n >= 4; n -= 4, w += 4, c += 4) {{
+{quarters}
+}}
+for (; n > 0; n--, w++, c++) {{
+s0 += *w * x[*c];
+}}
+const float v = (s0 + s1) + (s2 + s3);
+y[r] = {layer.finish("v", "s")};
+}}"""
+    return Form("sparse rows", arrays, body, _many(layer, machine))
+
+
+def _many(layer: Layer, machine: Machine) -> str | None:
+    """Write the product with observations side by side: each weight is spread over a vector of them."""
+    if max(layer.rows, layer.columns) > LONGEST:
+        return None
+    width = machine.width
+    across = max(16, width)
+    vectors = range(across // width)
+    names = ", ".join(f"a{v} = splat(p3[r])" for v in vectors)
+    sums = "\n".join(f"a{v} += u * load(t + {v * width});" for v in vectors)
+    ends = "\n".join(f"store(out[r] + {v * width}, {layer.finish(f'a{v}')});" for v in vectors)
+    return f"""float in[{layer.columns}][{across}] __attribute__((aligned(64)));
+float out[{layer.rows}][{across}] __attribute__((aligned(64)));
+for (long i = 0; i < n; i += {across}) {{
+const int m = n - i < {across} ? (int)(n - i) : {across};
+if (m == {across}) {{
+for (int j = 0; j < {layer.columns}; j++) {{
+for (int k = 0; k < {across}; k++) {{
+in[j][k] = x[(i + k) * xs + j];
+}}
+}}
+}} else {{
+for (int j = 0; j < {layer.columns}; j++) {{
+for (int k = 0; k < {across}; k++) {{
+in[j][k] = k < m ? x[(i + k) * xs + j] : 0.0f;
+}}
+}}
+}}
+const float *w = p0;
+const uint16_t *c = p1;
+for (int r = 0; r < {layer.rows}; r++) {{
+vec {names};
+for (int left = p2[r]; left > 0; left--, w++, c++) {{
+const float *const t = in[*c];
+const vec u = splat(*w);
+{sums}
+}}
+{ends}
+}}
+for (int k = 0; k < m; k++) {{
+for (int r = 0; r < {layer.rows}; r++) {{
+y[(i + k) * ys + r] = out[r][k];
+}}
+}}
+}}"""
+
+
+def formulae(layer: Layer, machine: Machine) -> Form | None:
+    """Write every weight as a number in the code, zeros left out; for up to 300 of them."""
+    from prunerl.deploy.c99.text import number
+
+    used = int(np.count_nonzero(layer.weight))
+    if used > 300 or layer.input_scale is not None:
+        return None
+    lines = []
+    for r, row in enumerate(layer.weight):
+        terms = [number(layer.bias[r]), *(f"{number(row[c])} * x[{c}]" for c in np.flatnonzero(row))]
+        even, odd = terms[::2], terms[1::2]
+        value = " + ".join(even) + (f" + ({' + '.join(odd)})" if odd else "")
+        lines.append(f"y[{r}] = {layer.finish(value, 's')};")
+    return Form("formulae", (), "\n".join(lines))
