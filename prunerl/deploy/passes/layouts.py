@@ -19,6 +19,8 @@ from prunerl.deploy.program import (
     reads,
 )
 
+MOVES = (Reshape, Transpose, Slice, Concat)
+
 
 def drop_reshapes(program: Program) -> Program:
     """Leave out reshapes, transpositions, slices and joins that change nothing, and join those that follow each other.
@@ -39,7 +41,7 @@ def drop_reshapes(program: Program) -> Program:
     memory = {name: same.get(following, following) for name, following in program.memory.items()}
     moved = replace(program, memory=memory, action=same.get(program.action, program.action))
     used = {name for op in operations for name in reads(op)} | {moved.action, *memory.values()}
-    return with_operations(moved, [op for op in operations if not isinstance(op, Reshape) or op.result in used])
+    return with_operations(moved, [op for op in operations if not isinstance(op, MOVES) or op.result in used])
 
 
 def _holds_memory(program: Program, result: str, source: str) -> bool:
