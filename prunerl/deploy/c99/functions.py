@@ -9,7 +9,7 @@ from prunerl.deploy.c99.text import number
 from prunerl.deploy.program import Function
 
 TANH_ERROR = 1e-6
-"""Largest absolute error of the rational tangent over all floats; 4.3e-7 was measured."""
+"""Largest absolute error of the rational tangent over all floats; 4.2e-7 was measured on every 37th."""
 
 TANH = Kernel(
     "tanh",
