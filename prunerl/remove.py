@@ -152,7 +152,7 @@ def compose(traced: Trace, state: State, name: str, *, ties: Sequence[Tie], obse
     for names in replicas(state, ties, traced):
         own = {n: state.tensors[names.get(n, n)] for n in traced.parameters}
         seen = activity(traced, own, observations)
-        slope, offset = _line(seen.outputs[layer.name], seen.inputs[reader.name])
+        slope, offset = _line(features(layer, seen.outputs[layer.name]), features(reader, seen.inputs[reader.name]))
         first, second = matrix(layer, own), matrix(reader, own)
         weight = (second * slope) @ first
         shift = second @ (slope * own[layer.bias] + offset if layer.bias else offset)
@@ -344,8 +344,8 @@ def unexplained(traced: Trace, tensors: Mapping[str, Tensor], name: str, observa
     map of the layer's inputs leaves unexplained. 0: it can be dropped without a trace."""
     layer, reader = pair(traced, name)
     seen = activity(traced, tensors, observations)
-    inputs = torch.nn.functional.pad(seen.inputs[layer.name].double(), (0, 1), value=1.0)
-    wanted = seen.outputs[reader.name].double()
+    inputs = torch.nn.functional.pad(features(layer, seen.inputs[layer.name]).double(), (0, 1), value=1.0)
+    wanted = features(reader, seen.outputs[reader.name]).double()
     residual = wanted - inputs @ torch.linalg.lstsq(inputs, wanted, driver="gelsd").solution
     total = (wanted - wanted.mean(dim=0)).square().sum()
     return float(residual.square().sum() / total.clamp_min(1e-12))

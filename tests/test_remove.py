@@ -396,3 +396,25 @@ def test_a_copy_of_the_network_is_told_from_what_merely_follows(load_agent: Call
     assert remove.replicas(gsde.state, gsde.ties) == [{}]
     synced = remove.follow(dqn.state, dqn.ties)
     assert all(torch.equal(synced.tensors[a], synced.tensors[b]) for a, b in names[1].items())
+
+
+def test_a_layer_after_a_memory_is_dropped_as_one_of_single_states_is() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = nn.GRU(3, 4, batch_first=True)
+            self.hidden, self.out = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(2.0 * self.hidden(self.memory(x)[0]))
+
+    torch.manual_seed(0)  # for the layers' initial weights, which take no generator
+    network = Recurrent().requires_grad_(False)
+    x = torch.randn(6, 7, 3)
+    traced = trace(network, x, recurrent=True)
+    state = State({n: t.detach() for n, t in network.state_dict().items()})
+    left = remove.compose(traced, state, "hidden", ties=(), observations=x)
+    assert remove.unexplained(traced, state.tensors, "hidden", x) < 1e-10
+    hidden = network.memory(x)[0]
+    got = hidden @ left.tensors["out.weight"].T + left.tensors["out.bias"]
+    torch.testing.assert_close(got, network(x))
