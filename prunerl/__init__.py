@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prunerl.check import check_agent as check_agent
     from prunerl.compress import compress as compress
     from prunerl.deploy.export import export as export
+    from prunerl.deploy.native import compile as compile
     from prunerl.evaluate import compare as compare
     from prunerl.evaluate import evaluate as evaluate
     from prunerl.load import load as load
@@ -31,6 +32,7 @@ _HOMES = {
     "Result": "loop",
     "check_agent": "check",
     "compare": "evaluate",
+    "compile": "deploy.native",
     "compress": "compress",
     "evaluate": "evaluate",
     "export": "deploy.export",
@@ -48,6 +50,7 @@ __all__ = [
     "Result",
     "check_agent",
     "compare",
+    "compile",
     "compress",
     "evaluate",
     "export",
