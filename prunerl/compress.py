@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +25,7 @@ from prunerl.errors import BudgetError, SpaceError
 from prunerl.evaluate import judge, seeds, yardstick
 from prunerl.rollout import rollout, warm_up
 from prunerl.students import VISITS, effort
-from prunerl.task import some
+from prunerl.task import one_thread, some
 from prunerl.types import Agent, Policy, Stage
 from prunerl.visits import trace_policy
 
@@ -88,7 +87,7 @@ def compress(
     if reference is not None and reference.env != agent.env:
         raise SpaceError(f"The reference acts in {reference.env}, the agent in {agent.env}. Give one of the same.")
     warm_up()
-    with _one_thread():
+    with one_thread():
         run = _prepared(agent, reference or agent, tolerance, episodes, seed, repair, observer or (lambda line: None))
         return _confirmed(run, _carried_out(run, stages))
 
@@ -244,14 +243,3 @@ def _rows(run: _Run, draft: Draft, number: int) -> tuple[Row, ...]:
         )
         for (label, own, _), got in zip(played, returns, strict=True)
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread, as small networks are fastest so, and put the user's setting back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,7 +8,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from prunerl.remove import fold_dead
 from prunerl.report import schema
 from prunerl.rollout import rollout, warm_up
 from prunerl.search import STRUCTURES, Attempt, Step, adaptive, between, fixed
-from prunerl.task import Candidate, Task, masked_parameters, some
+from prunerl.task import Candidate, Task, masked_parameters, one_thread, some
 from prunerl.trace import Trace
 from prunerl.types import VERSION, Agent, EnvSpec, Report, Round, Row, State, Structure, Verdict
 from prunerl.visits import trace_policy
@@ -146,7 +145,7 @@ def prune(
     finished = _finished_run(journal, dense)
     if finished is not None:
         return finished
-    with _quiet_threads():
+    with one_thread():
         return _run(dense, settings, journal, observer or (lambda line, made: None), source)
 
 
@@ -463,14 +462,3 @@ def _versions() -> dict[str, str]:
     for name in ("torch", "stable-baselines3", "gymnasium", "numpy", "scipy"):
         found[name] = importlib.metadata.version(name)
     return found
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Compute with one thread, as small networks are fastest so, and put the user's setting back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -81,3 +83,14 @@ def lessons_in(task: Task, visited: Tensor) -> Lessons:
 def scale_of(task: Task, answers: Tensor) -> float:
     """Return the spread of the dense agent's Q-values, see :func:`prunerl.heads.q_scale`."""
     return heads.q_scale(task.dense.policy.head, answers)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as small networks are fastest so, and put the user's setting back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
