@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,11 @@ def run(args: Arguments) -> None:
     if target is not None:
         _check_suffix(args.to, target)
     agent: Any = load(args)
+    sparse, unroll = BY_MATRIX
     if asked(args):
         agent = compressed(args, agent).agent
     if target is not None:
-        agent = _fitted(args, agent, target)
+        agent, (sparse, unroll) = _fitted(args, agent, target)
     written = export(
         agent,
         args.to,
@@ -55,16 +57,25 @@ def run(args: Arguments) -> None:
         seed=args.seed,
         opset=args.opset,
         force=args.force,
+        sparse=sparse,
+        unroll=unroll,
     )
     print(written)
 
 
-def _fitted(args: Arguments, agent: Any, target: Target) -> Any:
-    """Return the agent in numbers with which it fits a device, and say which layout that is and why."""
+Stored = tuple[bool | float, bool | None]
+"""How C stores matrices: ``sparse`` and ``unroll`` of :func:`prunerl.deploy.export.export`."""
+
+BY_MATRIX: Stored = (True, None)
+LAYOUTS: Mapping[str, Stored] = {"dense": (False, False), "csr": (0.0, False), "unrolled": (True, True)}
+
+
+def _fitted(args: Arguments, agent: Any, target: Target) -> tuple[Any, Stored]:
+    """Return the agent in numbers with which it fits a device, and its layout; say which that is and why."""
     strategy = _strategy(agent, target)
     print(strategy)
     if strategy.exact:
-        return agent
+        return agent, LAYOUTS[strategy.chosen.layout.structure]
     numbers = strategy.chosen.layout.numbers
     if asked(args):
         raise TargetError(
@@ -77,7 +88,7 @@ def _fitted(args: Arguments, agent: Any, target: Target) -> Any:
             f"{target.name} needs the policy in {numbers}, but rounded so it is not shown to be as good. "
             "Prune it further, allow a larger --tolerance, or choose a larger device."
         )
-    return result.agent
+    return result.agent, LAYOUTS[after.chosen.layout.structure]
 
 
 def _strategy(agent: Any, target: Target) -> Strategy:

@@ -85,6 +85,8 @@ def export(
     tolerance: float = TOLERANCE,
     seed: int = 0,
     opset: int | None = None,
+    sparse: float | bool = True,
+    unroll: bool | None = None,
     force: bool = False,
 ) -> Exported:
     """Write an agent's policy, raw observation to environment action, and prove that the file acts as the agent.
@@ -103,6 +105,7 @@ def export(
         tolerance: Largest loss of return that passes; 1 is the agent's gain over the random policy.
         seed: Master seed of the check.
         opset: Version of ONNX's operators; 21 by default.
+        sparse, unroll: How C stores matrices, see :func:`prunerl.deploy.c_export.c_source`.
         force: Write over a file that is there.
 
     Returns:
@@ -122,7 +125,7 @@ def export(
     if not target.parent.is_dir():
         raise ExportError(f"There is no folder {str(target.parent)!r}. Create it first.")
     program = program_of(agent)
-    how, ask = FORMATS[kind], Ask(name, _opset(kind, opset))
+    how, ask = FORMATS[kind], Ask(name, _opset(kind, opset), sparse, unroll)
     data = how.write(program, ask)
     with tempfile.TemporaryDirectory(prefix="prunerl-") as folder:
         copy = Path(folder) / f"policy.{kind}"

@@ -15,10 +15,12 @@ from prunerl.deploy.program import Program
 
 @dataclass(frozen=True)
 class Ask:
-    """What was asked for, beside the program."""
+    """What was asked for, beside the program; ``sparse`` and ``unroll`` are those of C."""
 
     name: str
-    opset: int | None
+    opset: int | None = None
+    sparse: float | bool = True
+    unroll: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class Format:
 def _write_c(program: Program, ask: Ask) -> bytes:
     from prunerl.deploy.c_export import c_source
 
-    return c_source(program, name=ask.name).encode()
+    return c_source(program, name=ask.name, sparse=ask.sparse, unroll=ask.unroll).encode()
 
 
 def _write_h(program: Program, ask: Ask) -> bytes:
     from prunerl.deploy.c_export import c_header
 
-    return c_header(program, name=ask.name).encode()
+    return c_header(program, name=ask.name, sparse=ask.sparse, unroll=ask.unroll).encode()
 
 
 def _c_player(path: Path, program: Program, ask: Ask) -> Player:
