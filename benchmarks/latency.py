@@ -246,7 +246,7 @@ def onnx_bound(scene: Scene) -> tuple[Decide, Sequence[Any]]:
     """Run ONNX Runtime on arrays that stay where they are."""
     import onnxruntime
 
-    from prunerl.deploy.onnx import onnx_bytes
+    from prunerl.deploy.onnx.write import onnx_bytes
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -282,7 +282,7 @@ def batches(program: Program, blocks: int) -> dict[str, list[float]]:
     try:
         import onnxruntime
 
-        from prunerl.deploy.onnx import onnx_bytes
+        from prunerl.deploy.onnx.write import onnx_bytes
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -215,8 +215,9 @@ def _module(
     text = extension.source(program, [level.machine.name for level in levels], floats, memory)
     units = [build.Unit(level.machine.name, level.forward.source, level.machine.flags) for level in levels]
     flags = tuple(f"-I{folder}" for folder in headers)
+    linking = ("-Wl,-undefined,dynamic_lookup",) if sys.platform == "darwin" else ()
     units.append(build.Unit("module", text, (f"-march={march}", *flags)))
-    path = build.library(units, compiler, kept, flags=("-fvisibility=hidden",), about=about)
+    path = build.library(units, compiler, kept, flags=("-fvisibility=hidden", *linking), about=about)
     loader = importlib.machinery.ExtensionFileLoader(extension.NAME, str(path))
     spec = importlib.util.spec_from_file_location(extension.NAME, path, loader=loader)
     assert spec is not None  # a loader is given

@@ -15,7 +15,7 @@ from prunerl.deploy.kernels import choose, dense, pell, vector, whole
 from prunerl.deploy.kernels.layer import Form, Layer, Machine, define, packed
 
 NUMPY = {"": lambda v: v, "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}
-MANY = 13
+MANY = 41
 
 
 def random_layer(rows: int, columns: int, density: float, function: str) -> Layer:
@@ -154,5 +154,5 @@ def test_steps_of_a_group_are_those_of_its_fullest_row() -> None:
 def test_the_rule_takes_sparse_forms_for_sparse_layers() -> None:
     machine = Machine("v3", 8, ())
     assert choose.by_rule(random_layer(64, 64, 0.05, ""), machine).chosen.one.kernel == "permuted 8 × 16"
-    assert choose.by_rule(random_layer(64, 64, 1.0, ""), machine).chosen.one.kernel == "dense by 32 rows"
-    assert choose.by_rule(coded_layer(64, 64, 0.1), machine).chosen.one.kernel == "int8 by 32 rows"
+    assert choose.by_rule(random_layer(64, 64, 1.0, ""), machine).chosen.one.kernel == "dense by 64 rows"
+    assert choose.by_rule(coded_layer(64, 64, 0.1), machine).chosen.one.kernel == "int8 by 64 rows"

@@ -18,14 +18,14 @@ def blocks(layer: Layer, machine: Machine, *, block: int) -> Form | None:
     padded = np.zeros((count * block, layer.columns), np.float32)
     padded[: layer.rows] = layer.weight
     tiles = padded.reshape(count, block, layer.columns)
-    used = tiles.any(axis=1)
+    used = (tiles != 0).any(axis=1)
     if used.mean() > 0.8:
         return None
     vectors = block // machine.width
     unroll = max(1, 8 // vectors)
     picked, weights, counts = [], [], []
-    for tile, mask in zip(tiles, used, strict=True):
-        columns = np.flatnonzero(mask)
+    for r, tile in enumerate(tiles):
+        columns = np.flatnonzero(used[r])
         more = -len(columns) % unroll
         picked.append(np.append(columns, np.zeros(more)).astype(np.uint16))
         weights.append(np.concatenate([tile[:, columns].T, np.zeros((more, block))]).astype(np.float32))

@@ -6,10 +6,11 @@ import ctypes
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from prunerl.deploy.kernels import blocks, dense, pell, sparse, vector, whole
 from prunerl.deploy.kernels.forward import CHUNK, Chosen
 from prunerl.deploy.kernels.layer import Form, Kernel, Layer, Machine, define, packed
 
-KERNELS: tuple[Callable[[int], Kernel] | Kernel, ...] = (
+KERNELS: tuple[Kernel, ...] = (
     dense.by_row,
     sparse.rows,
     sparse.formulae,
@@ -26,9 +27,12 @@ KERNELS: tuple[Callable[[int], Kernel] | Kernel, ...] = (
 )
 """Those without a size of blocks."""
 
-BLOCKED = (dense.dense, blocks.blocks, whole.whole)
-VECTORS = (1, 2, 4)
-"""Vectors of a block."""
+BLOCKED: tuple[tuple[Any, int], ...] = (
+    *((dense.dense, vectors) for vectors in (1, 2, 4, 8)),
+    *((blocks.blocks, vectors) for vectors in (1, 2, 4)),
+    *((whole.whole, vectors) for vectors in (1, 2, 4, 8)),
+)
+"""Those with blocks, each with the vectors of a block."""
 
 TIMER = r"""
 #include <time.h>
@@ -96,9 +100,9 @@ class Choice:
 
 def forms(layer: Layer, machine: Machine) -> list[Form]:
     """Return all forms that a layer has on a machine."""
-    sized = [partial(kernel, block=machine.width * v) for kernel in BLOCKED for v in VECTORS]
+    sized: list[Kernel] = [partial(kernel, block=machine.width * vectors) for kernel, vectors in BLOCKED]
     # One register is a choice where two cost more: AVX-512 takes from two as fast as from one.
-    fewer = [partial(pell.permuted, registers=1)] if machine.width == 8 else []
+    fewer: list[Kernel] = [partial(pell.permuted, registers=1)] if machine.width == 8 else []
     made = [kernel(layer, machine) for kernel in (*sized, *KERNELS, *fewer)]
     found = [form for form in made if form is not None]
     return found or [_always(layer)]
@@ -119,14 +123,14 @@ y[r] = {layer.finish("s", "s")};
 def by_rule(layer: Layer, machine: Machine) -> Choice:
     """Choose without measuring: what was the fastest elsewhere."""
     made = {form.kernel: form for form in forms(layer, machine)}
-    wide = machine.width * 4
+    wide = [machine.width * vectors for vectors in (8, 4, 2, 1)]
     density = float((layer.weight != 0).mean())
     sparse_first = [f"permuted {machine.width} × {2 * machine.width}", "sparse rows"] if density < 0.3 else []
     order = ["formulae"] if density * layer.weight.size <= 64 else []
-    order += [*sparse_first, f"int8 by {wide} rows", f"dense int8 by {wide} rows", f"dense by {wide} rows"]
+    order += [*sparse_first, *(f"{kind} by {n} rows" for kind in ("int8", "dense int8", "dense") for n in wide)]
     one = next((made[name] for name in order if name in made), next(iter(made.values())))
     batched = ["sparse rows"] if density < 0.25 else []
-    batched += [f"dense by {machine.width * 2} rows", one.kernel]
+    batched += [*(f"dense by {n} rows" for n in wide[-2:]), one.kernel]
     many = next(made[name] for name in batched if name in made)
     return Choice(Chosen(one, many), None, {})
 

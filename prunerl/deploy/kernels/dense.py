@@ -12,6 +12,8 @@ from prunerl.deploy.kernels.layer import Form, Layer, Machine
 
 SUMS = 8
 """Vectors that are summed to at a time: a product takes four cycles, and two are begun in each."""
+FIRST_CACHE, AHEAD = 32768, 2048
+"""Bytes of the first cache, and how far ahead of their use weights beyond it are asked for; measured."""
 ACROSS = 12
 """The same where several observations share the weights: all registers of AVX2 but four."""
 
@@ -21,7 +23,8 @@ def dense(layer: Layer, machine: Machine, *, block: int) -> Form | None:
 
     Rows that fill no vector at the end are taken one by one. The codes of quantised weights are stored as bytes.
     """
-    if block < machine.width or layer.rows < machine.width or layer.input_scale is not None:
+    narrower = layer.rows < block and block > machine.width  # the same as with smaller blocks
+    if narrower or block < machine.width or layer.rows < machine.width or layer.input_scale is not None:
         return None
     stored = _stored(layer)
     blocks, body, many, start, at = [], [], [], 0, 0
@@ -30,7 +33,7 @@ def dense(layer: Layer, machine: Machine, *, block: int) -> Form | None:
         if count:
             own = stored[start : start + count * rows].reshape(count, rows, layer.columns)
             blocks.append(own.transpose(0, 2, 1).reshape(-1))
-            body.append(_loop(layer, machine, rows, count, start, at, 1))
+            body.append(_loop(layer, machine, rows, count, start, at, 0))
             across = max(1, ACROSS // (rows // machine.width))
             many.append(_loop(layer, machine, rows, count, start, at, across))
             start, at = start + count * rows, at + own.size
@@ -67,17 +70,17 @@ def _sizes(block: int, width: int) -> Sequence[int]:
 
 
 def _loop(layer: Layer, machine: Machine, rows: int, count: int, start: int, at: int, across: int) -> str:
-    """Write the product of ``count`` blocks, with ``across`` observations at a time where there are many."""
+    """Write the product of ``count`` blocks: for one observation, or for ``n`` of them, ``across`` at a time."""
     kind = "float" if layer.codes is None else "int8_t"
     head = (
         f"for (int r = 0; r < {count}; r++) {{\n"
         f"const {kind} *const block = p0 + {at} + r * {rows * layer.columns};\n"
         f"const float *const b = p1 + {start} + r * {rows}, *const s = p2 + {start} + r * {rows};\n(void)s;\n"
     )
-    if across == 1:
+    if across == 0:
         single = _block(layer, machine, rows, 1, max(1, SUMS // (rows // machine.width)))
         return head + f"float *const o = y + {start} + r * {rows};\n{single}\n}}"
-    several, rest = _block(layer, machine, rows, across, 1), _block(layer, machine, rows, 1, 1)
+    several, rest = (_block(layer, machine, rows, i, 1) for i in (across, 1))
     where = f"const float *const x = xi + i * xs;\nfloat *const o = y + i * ys + {start} + r * {rows};\n"
     return (
         f"{{\nconst float *const xi = x;\n{head}long i = 0;\n"
@@ -99,6 +102,7 @@ def _block(layer: Layer, machine: Machine, rows: int, across: int, unroll: int) 
             lines.append("vec " + ", ".join(f"a{i}_{u}_{v} = {value}" for v, value in enumerate(first)) + ";")
     lines += [f"const {'int8_t' if coded else 'float'} *w = block;", "int j = 0;"]
     lines += [f"for (; j + {unroll} <= {columns}; j += {unroll}) {{"]
+    lines += _prefetch(layer, rows * unroll)
     lines += [line for u in range(unroll) for line in _column(rows, width, across, u, coded)]
     lines += [f"w += {rows * unroll};", "}"]
     for u in range(columns % unroll):
@@ -111,6 +115,15 @@ def _block(layer: Layer, machine: Machine, rows: int, across: int, unroll: int) 
             at = f"o + {v * width}" + (f" + {i} * ys" if i else "")
             lines.append(f"store({at}, {layer.finish(value)});")
     return "\n".join(lines)
+
+
+def _prefetch(layer: Layer, entries: int) -> list[str]:
+    """Ask for the weights of some passes later, where they do not stay in the first cache."""
+    stored = _stored(layer)
+    if stored.nbytes < FIRST_CACHE:
+        return []
+    line = 64 // stored.itemsize
+    return [f"__builtin_prefetch(w + {AHEAD // stored.itemsize + k * line});" for k in range(max(1, entries // line))]
 
 
 def _column(rows: int, width: int, across: int, u: int, coded: bool) -> list[str]:

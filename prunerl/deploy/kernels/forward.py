@@ -110,7 +110,8 @@ def _floats(laid: Plan) -> int:
 
 def _tables(made: Sequence, chosen: Mapping[int, Chosen]) -> tuple[bytes, dict[str, int], list[str]]:
     """Lay out all tables, and define the layers' functions, each once."""
-    parts, at, functions, end = [], {}, [], 0
+    at: dict[str, int] = {}
+    parts, functions, end = [], [], 0
     for i in made.products:
         for word, form in (("one", chosen[i].one), ("many", chosen[i].many)):
             if word == "many" and form is chosen[i].one:
@@ -253,7 +254,7 @@ def _several(form: Form, word: str, i: int, places: tuple[str, ...], count: str,
 
 def _after(w: _Writing, many: bool) -> list[str]:
     """Write what is remembered, and the action where no step makes it in its place."""
-    context, lines = w.made.context, []
+    context, lines = w.made.context, list[str]()
     program = context.program
     if w.action in (OBSERVATION, *program.memory) or not any(w.action in step.makes for step in w.made.steps):
         source = _place(w, w.action, many)

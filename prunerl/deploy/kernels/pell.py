@@ -29,7 +29,7 @@ def permuted(layer: Layer, machine: Machine, *, registers: int = 2) -> Form | No
     bias = np.zeros(len(steps) * width, np.float32)
     bias[: layer.rows] = layer.bias
     if width == 8:
-        places = (places & 7) | (places >> 3 << 7)
+        places = (places & 7 | places >> 3 << 7).astype(np.uint8)
     always = int(steps.min(initial=255))
     arrays = (weights, places, (steps - always).astype(np.uint8), bias)
     return Form(f"permuted {width} × {group}", arrays, _body(layer, width, group, always))

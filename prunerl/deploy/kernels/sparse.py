@@ -38,11 +38,15 @@ y[r] = {layer.finish("v", "s")};
 
 
 def _many(layer: Layer, machine: Machine) -> str | None:
-    """Write the product with observations side by side: each weight is spread over a vector of them."""
+    """Write the product with 32 observations side by side, or 16 where there are no more."""
     if max(layer.rows, layer.columns) > LONGEST:
         return None
-    width = machine.width
-    across = max(16, width)
+    wide, narrow = (_beside(layer, machine.width, across) for across in (32, 16))
+    return f"if (n > 16) {{\n{wide}\n}} else {{\n{narrow}\n}}"
+
+
+def _beside(layer: Layer, width: int, across: int) -> str:
+    """Write the product with so many observations side by side: each weight is spread over vectors of them."""
     vectors = range(across // width)
     names = ", ".join(f"a{v} = splat(p3[r])" for v in vectors)
     sums = "\n".join(f"a{v} += u * load(t + {v * width});" for v in vectors)
