@@ -192,7 +192,7 @@ def _kind(target: Path, format: str | None, opset: int | None, check_episodes: i
 
 
 def _opset(kind: str, opset: int | None) -> int | None:
-    from prunerl.deploy.onnx import OPSET
+    from prunerl.deploy.onnx.write import OPSET
 
     return (OPSET if opset is None else opset) if kind == "onnx" else None
 

@@ -52,37 +52,37 @@ def _c_player(path: Path, program: Program, ask: Ask) -> Player:
 
 
 def _write_onnx(program: Program, ask: Ask) -> bytes:
-    from prunerl.deploy.onnx import OPSET, onnx_bytes
+    from prunerl.deploy.onnx.write import OPSET, onnx_bytes
 
     return onnx_bytes(program, name=ask.name, opset=OPSET if ask.opset is None else ask.opset)
 
 
 def _onnx_player(path: Path, program: Program, ask: Ask) -> Player:
-    from prunerl.deploy.onnx import onnx_player
+    from prunerl.deploy.onnx.write import onnx_player
 
     return program_player(program, onnx_player(path))
 
 
 def _write_pt2(program: Program, ask: Ask) -> bytes:
-    from prunerl.deploy.pt2 import pt2_bytes
+    from prunerl.deploy.torch.pt2 import pt2_bytes
 
     return pt2_bytes(program)
 
 
 def _pt2_player(path: Path, program: Program, ask: Ask) -> Player:
-    from prunerl.deploy.pt2 import pt2_player
+    from prunerl.deploy.torch.pt2 import pt2_player
 
     return program_player(program, pt2_player(path))
 
 
 def _write_tflite(program: Program, ask: Ask) -> bytes:
-    from prunerl.deploy.tflite import tflite_bytes
+    from prunerl.deploy.tflite.write import tflite_bytes
 
     return tflite_bytes(program)
 
 
 def _tflite_player(path: Path, program: Program, ask: Ask) -> Player:
-    from prunerl.deploy.tflite import tflite_player
+    from prunerl.deploy.tflite.write import tflite_player
 
     return program_player(program, tflite_player(path))
 

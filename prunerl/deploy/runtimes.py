@@ -89,7 +89,7 @@ def torchscript(scene: Scene) -> tuple[Decide, Sequence[Any]]:
 
     import torch
 
-    from prunerl.deploy.torch_module import torch_module
+    from prunerl.deploy.torch.module import torch_module
 
     given = [torch.from_numpy(array) for array in _arguments(scene).values()]
     observation = torch.from_numpy(np.array(scene.packed[0])[None])
@@ -113,7 +113,7 @@ def onnx_runtime(scene: Scene) -> tuple[Decide, Sequence[Any]]:
     """Run the ONNX file in ONNX Runtime on one thread."""
     import onnxruntime
 
-    from prunerl.deploy.onnx import onnx_bytes
+    from prunerl.deploy.onnx.write import onnx_bytes
 
     options = onnxruntime.SessionOptions()
     # More threads than one make so little work slower.
@@ -133,7 +133,7 @@ def openvino(scene: Scene) -> tuple[Decide, Sequence[Any]]:
     """Compile the ONNX file with OpenVINO for latency on one thread."""
     import openvino as ov
 
-    from prunerl.deploy.onnx import onnx_bytes
+    from prunerl.deploy.onnx.write import onnx_bytes
 
     if scene.program.memory or scene.program.allowed:
         raise Unavailable("not measured with a memory or with masked actions")
@@ -148,7 +148,7 @@ def litert(scene: Scene) -> tuple[Decide, Sequence[Any]]:
     """Run the TFLite file in LiteRT on one thread."""
     from ai_edge_litert.interpreter import Interpreter
 
-    from prunerl.deploy.tflite import tflite_bytes
+    from prunerl.deploy.tflite.write import tflite_bytes
 
     if scene.program.memory or scene.program.allowed:
         raise Unavailable("not measured with a memory or with masked actions")

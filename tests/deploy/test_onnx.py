@@ -7,7 +7,7 @@ import pytest
 from small_programs import PROGRAMS, X, Y, inputs, matrix, one, quantized, shared
 from test_torch_module import run_torch
 
-from prunerl.deploy.onnx import onnx_bytes, onnx_player
+from prunerl.deploy.onnx.write import onnx_bytes, onnx_player
 from prunerl.deploy.program import Activation, Affine, Choose, Matrix, Program
 from prunerl.errors import ExportError
 
@@ -70,7 +70,7 @@ def test_an_opset_out_of_range_is_refused(opset: int) -> None:
 
 
 def test_an_operator_that_the_opset_lacks_is_named() -> None:
-    from prunerl.deploy.onnx_graph import Graph
+    from prunerl.deploy.onnx.graph import Graph
 
     graph = Graph(13, {}, masked=False, where="h")
     with pytest.raises(ExportError, match=r"'h' needs the ONNX operator Mish, which opset 13.*Choose opset 18"):

@@ -9,7 +9,7 @@ from test_torch_module import run_torch
 
 from prunerl.deploy.interpret import run
 from prunerl.deploy.program import Affine
-from prunerl.deploy.pt2 import pt2_bytes, pt2_player
+from prunerl.deploy.torch.pt2 import pt2_bytes, pt2_player
 
 SOME = (
     "mlp", "mlp int8", "mlp shared", "mlp int8 inputs", "one hot from", "discrete observation", "embedding int8",

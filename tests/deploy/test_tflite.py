@@ -8,7 +8,7 @@ from small_programs import PROGRAMS, X, Y, inputs, matrix, one, quantized, share
 
 from prunerl.deploy.interpret import run
 from prunerl.deploy.program import Affine, Choose, Matrix
-from prunerl.deploy.tflite import tflite_bytes, tflite_player
+from prunerl.deploy.tflite.write import tflite_bytes, tflite_player
 from prunerl.errors import ExportError
 
 pytest.importorskip("ai_edge_litert")

@@ -8,7 +8,7 @@ from small_programs import PROGRAMS, inputs
 from prunerl.deploy.expand import SIMPLE, expand
 from prunerl.deploy.interpret import run
 from prunerl.deploy.program import Activation, Affine, Program, makes, reads
-from prunerl.deploy.torch_module import torch_module
+from prunerl.deploy.torch.module import torch_module
 
 
 def run_torch(program: Program, count: int, like: Program | None = None) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from prunerl.deploy.program import Program
-from prunerl.deploy.torch_module import torch_module
+from prunerl.deploy.torch.module import torch_module
 from prunerl.errors import ExportError
 
 Arrays = dict[str, NDArray[Any]]
@@ -22,7 +22,7 @@ Arrays = dict[str, NDArray[Any]]
 def pt2_bytes(program: Program) -> bytes:
     """Return a program as the bytes of a file that ``torch.export.load`` reads.
 
-    Its module takes and returns what :func:`prunerl.deploy.torch_module.torch_module` says.
+    Its module takes and returns what :func:`prunerl.deploy.torch.module.torch_module` says.
 
     Raises:
         ExportError: PyTorch cannot export it.

@@ -8,7 +8,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from prunerl.deploy.program import Conv, Pool, Shape
-from prunerl.deploy.tflite_graph import Graph, refuse
+from prunerl.deploy.tflite.graph import Graph, refuse
 
 
 def conv(operation: Conv, source: int, graph: Graph) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from prunerl.deploy.expand import one_hot_columns
-from prunerl.deploy.onnx_graph import Graph
+from prunerl.deploy.onnx.graph import Graph
 from prunerl.deploy.program import (
     ALLOWED,
     OBSERVATION,

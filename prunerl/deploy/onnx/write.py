@@ -44,8 +44,8 @@ def onnx_bytes(program: Program, *, opset: int = OPSET, name: str = "policy") ->
         import onnx
     except ImportError as error:
         raise ExportError(MISSING) from error
-    from prunerl.deploy.onnx_graph import Graph
-    from prunerl.deploy.onnx_operations import write
+    from prunerl.deploy.onnx.graph import Graph
+    from prunerl.deploy.onnx.operations import write
 
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST <= opset <= newest:

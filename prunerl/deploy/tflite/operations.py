@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from prunerl.deploy import tflite_images as images
 from prunerl.deploy.expand import one_hot_columns
 from prunerl.deploy.program import (
     ALLOWED,
@@ -33,7 +32,8 @@ from prunerl.deploy.program import (
     Softmax,
     Transpose,
 )
-from prunerl.deploy.tflite_graph import TYPES, Graph, refuse
+from prunerl.deploy.tflite import images
+from prunerl.deploy.tflite.graph import TYPES, Graph, refuse
 
 FUNCTIONS = {
     "relu": "RELU", "relu6": "RELU6", "tanh": "TANH", "sigmoid": "LOGISTIC", "exp": "EXP", "log": "LOG",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunerl.deploy.expand import SIMPLE, expand
 from prunerl.deploy.program import ALLOWED, OBSERVATION, Matrix, Program
-from prunerl.deploy.torch_operations import FUNCTIONS, Step, apply
+from prunerl.deploy.torch.operations import FUNCTIONS, Step, apply
 
 
 def torch_module(program: Program) -> nn.Module:

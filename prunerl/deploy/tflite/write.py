@@ -36,8 +36,8 @@ def tflite_bytes(program: Program) -> bytes:
         from ai_edge_litert import schema_py_generated  # noqa: F401
     except ImportError as error:
         raise ExportError(MISSING) from error
-    from prunerl.deploy.tflite_graph import Graph
-    from prunerl.deploy.tflite_operations import write
+    from prunerl.deploy.tflite.graph import Graph
+    from prunerl.deploy.tflite.operations import write
 
     expanded = expand(program, (*SIMPLE, *NATIVE))
     graph = Graph(expanded.shapes, masked=program.allowed > 0)

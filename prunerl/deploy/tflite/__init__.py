@@ -1,0 +1,1 @@
+"""A program as a TensorFlow Lite file."""

@@ -1,0 +1,1 @@
+"""A program as a PyTorch module, and as a ``torch.export`` file."""
