@@ -196,7 +196,7 @@ class Softmax:
 
 @dataclass(frozen=True, eq=False)
 class MatMul:
-    """The matrix product of two values, with leading dimensions broadcast, as ``numpy.matmul``."""
+    """The matrix product of two values of two or more dimensions each, the leading ones broadcast."""
 
     left: str
     right: str
