@@ -31,6 +31,7 @@ from prunerl.deploy.kernels.rounding import rounded
 from prunerl.deploy.kernels.steps import Sequence as Steps
 from prunerl.deploy.kernels.steps import sequence
 from prunerl.deploy.program import Affine, Program
+from prunerl.errors import SpaceError
 
 
 @runtime_checkable
@@ -126,8 +127,6 @@ def compile(
     at = levels[module.level()]
     kernels = _kernels(steps, at.choices)
     words = (_text(program, kernels, at.machine, march), at.forward.source)
-    from prunerl.errors import SpaceError
-
     made: CompiledPolicy = module.CompiledPolicy(at.forward.weights, SpaceError, kernels, words[1], words[0])
     return made
 

@@ -156,3 +156,18 @@ def test_the_rule_takes_sparse_forms_for_sparse_layers() -> None:
     assert choose.by_rule(random_layer(64, 64, 0.05, ""), machine).chosen.one.kernel == "permuted 8 × 16"
     assert choose.by_rule(random_layer(64, 64, 1.0, ""), machine).chosen.one.kernel == "dense by 64 rows"
     assert choose.by_rule(coded_layer(64, 64, 0.1), machine).chosen.one.kernel == "int8 by 64 rows"
+
+
+@pytest.mark.parametrize("width", [4, 8, 16])
+@pytest.mark.parametrize("rows", [1, 3, 16, 100])
+@pytest.mark.parametrize("columns", [1, 5, 400])
+def test_every_layer_has_a_form(width: int, rows: int, columns: int) -> None:
+    machine = Machine("any", width, ())
+    for layer in (
+        random_layer(rows, columns, 1.0, "relu"),
+        random_layer(rows, columns, 0.0, ""),
+        coded_layer(rows, columns, None),
+        coded_layer(rows, columns, 0.1),
+    ):
+        names = [form.kernel for form in choose.forms(layer, machine)]
+        assert choose.by_rule(layer, machine).chosen.one.kernel in names

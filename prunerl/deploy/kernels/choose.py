@@ -99,25 +99,12 @@ class Choice:
 
 
 def forms(layer: Layer, machine: Machine) -> list[Form]:
-    """Return all forms that a layer has on a machine."""
+    """Return all forms that a layer has on a machine, at least one."""
     sized: list[Kernel] = [partial(kernel, block=machine.width * vectors) for kernel, vectors in BLOCKED]
     # One register is a choice where two cost more: AVX-512 takes from two as fast as from one.
     fewer: list[Kernel] = [partial(pell.permuted, registers=1)] if machine.width == 8 else []
     made = [kernel(layer, machine) for kernel in (*sized, *KERNELS, *fewer)]
-    found = [form for form in made if form is not None]
-    return found or [_always(layer)]
-
-
-def _always(layer: Layer) -> Form:
-    """Return plain loops, for what no kernel takes: fewer rows than a vector, and not few enough of them."""
-    body = f"""for (int r = 0; r < {layer.rows}; r++) {{
-float s = p1[r];
-for (int c = 0; c < {layer.columns}; c++) {{
-s += p0[r * {layer.columns} + c] * x[c];
-}}
-y[r] = {layer.finish("s", "s")};
-}}"""
-    return Form("loops", (np.ascontiguousarray(layer.weight), layer.bias), body)
+    return [form for form in made if form is not None]
 
 
 def by_rule(layer: Layer, machine: Machine) -> Choice:

@@ -46,7 +46,7 @@ def dense(layer: Layer, machine: Machine, *, block: int) -> Form | None:
 
 def by_row(layer: Layer, machine: Machine) -> Form | None:
     """Multiply row by row, several at a time; for few rows."""
-    if layer.input_scale is not None or layer.rows > 64 or layer.codes is not None:
+    if layer.input_scale is not None or layer.rows > 64:
         return None
     tail, body = _dots(layer, machine, 0, 0)
     return Form("dense by columns", (tail, layer.bias), body)

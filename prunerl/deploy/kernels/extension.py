@@ -61,7 +61,8 @@ def source(program: Program, levels: Sequence[str], floats: int, memory: int) ->
         for kind, table, word in (("one", "ONES", "forward"), ("many", "MANY", "many"))
     )
     tests = "".join(f"    if ({_test(name)}) {{\n        return {i};\n    }}\n" for i, name in enumerate(levels[:-1]))
-    choice = f"static int best(void)\n{{\n{tests}    return {len(levels) - 1};\n}}\n"
+    init = "    __builtin_cpu_init();\n" if tests else ""
+    choice = f"static int best(void)\n{{\n{init}{tests}    return {len(levels) - 1};\n}}\n"
     only = f"#define ONE policy_forward_{levels[0]}\n" if len(levels) == 1 else "#define ONE ONES[p->level]\n"
     return HEAD + head + declared + TYPEDEFS + tables + choice + only + CALL + TYPE
 

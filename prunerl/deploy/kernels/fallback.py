@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunerl.deploy.interpret import run
 from prunerl.deploy.kernels.forward import CHUNK, Forward
 from prunerl.deploy.program import Program
 from prunerl.errors import SpaceError
@@ -99,6 +98,8 @@ class Interpreted(_Called):
     _memory: Mapping[str, NDArray[Any]] | None = None
 
     def _decide(self, batch: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+        from prunerl.deploy.interpret import run
+
         memory = None if self._remember(len(batch)) else self._memory
         actions, self._memory = run(self.program, batch, memory, mask)
         return actions

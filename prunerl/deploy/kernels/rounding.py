@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunerl.deploy.interpret import values
 from prunerl.deploy.program import Affine, Matrix, Program
 from prunerl.errors import BudgetError
 
@@ -26,6 +25,8 @@ def rounded(program: Program, observations: NDArray[Any]) -> Program:
     Raises:
         BudgetError: There is no observation.
     """
+    from prunerl.deploy.interpret import values
+
     if len(observations) == 0:
         raise BudgetError("Rounding to int8 needs observations that the policy visits, got none. Give some hundreds.")
     seen = values(program, observations)

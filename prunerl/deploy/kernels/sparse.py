@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from prunerl.deploy.c99.text import number
 from prunerl.deploy.kernels.layer import Form, Layer, Machine
 
 LONGEST = 1024
@@ -89,8 +90,6 @@ y[(i + k) * ys + r] = out[r][k];
 
 def formulae(layer: Layer, machine: Machine) -> Form | None:
     """Write every weight as a number in the code, zeros left out; for up to 300 of them."""
-    from prunerl.deploy.c99.text import number
-
     used = int(np.count_nonzero(layer.weight))
     if used > 300 or layer.input_scale is not None:
         return None

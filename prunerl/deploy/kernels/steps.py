@@ -85,8 +85,8 @@ def _steps(
     operation: Operation, context: Context, activation: Activation | None
 ) -> Iterator[tuple[Step, Product | None]]:
     if isinstance(operation, Affine):
-        # The portable form refuses what cannot be rounded; its steps are not needed.
-        operations.steps(operation, context)
+        if operation.input_scale is not None:
+            operations.steps(operation, context)  # refuses what cannot be rounded
         result = operation.result if activation is None else activation.result
         function = "" if activation is None else activation.function
         layer = layer_of(operation.weight, operation.bias, function, operation.input_scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prunerl.deploy.c99.text import number
+from prunerl.deploy.kernels.blocks import finish
 from prunerl.deploy.kernels.layer import Form, Layer, Machine
 
 
@@ -46,8 +47,6 @@ memcpy(&four, q + 4 * j, 4);
 
 
 def _ends(layer: Layer, width: int, block: int, vectors: int) -> str:
-    from prunerl.deploy.kernels.blocks import finish
-
     values = [
         f"__builtin_convertvector(a{v}, vec) * load(p1 + r * {block} + {v * width}) "
         f"+ load(p2 + r * {block} + {v * width})"
