@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,14 +26,37 @@ ELEMENTWISE = frozenset((SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adade
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Masks that are being held; ``remove()`` ends it."""
+    """Masks that are being held; ``replace()`` changes them, ``remove()`` ends it."""
 
     handles: tuple[RemovableHandle, ...]
+    keepers: tuple[tuple[Optimizer, _Keeper], ...] = ()
+    follows: Mapping[str, str] = field(default_factory=dict)
 
     def remove(self) -> None:
         """Let the weights go: the next update may change them again."""
         for handle in self.handles:
             handle.remove()
+
+    def replace(self, masks: Masks) -> None:
+        """Hold other masks of the same parameters from now on, their target networks' too.
+
+        What is masked now becomes zero at once, in weights, targets and moments; what no longer is starts at zero.
+
+        Args:
+            masks: Parameter name → bool mask, True = keep, for every parameter that is held.
+
+        Raises:
+            RemovalError: A mask is missing, too many, or does not fit. Then nothing has changed.
+        """
+        known = {name: factor for _, keeper in self.keepers for name, factor in keeper.factors.items()}
+        missing = sorted(name for name in known if self.follows.get(name, name) not in masks)
+        if missing:
+            raise RemovalError(f"There is no mask for {missing}, which are held. Give a mask for each.")
+        _check(known, masks)
+        for optimizer, keeper in self.keepers:
+            for name, factor in keeper.factors.items():
+                factor.copy_(masks[self.follows.get(name, name)])
+            keeper.enforce(optimizer)
 
 
 def attach(module: nn.Module, masks: Masks, *, optimizers: Iterable[Optimizer] = ()) -> Held:
@@ -60,24 +83,26 @@ def attach(module: nn.Module, masks: Masks, *, optimizers: Iterable[Optimizer] =
         aliases.setdefault(id(parameter), []).append(name)
     _check(parameters, masks)
     followers: dict[str, Tensor] = {name: mask for name, mask in masks.items() if _is_target(name)}
+    follows: dict[str, str] = {}
     for name in masks.keys() - followers.keys():
         for target in filter(parameters.__contains__, map(_target_of, aliases[id(parameters[name])])):
             _check(parameters, {target: masks[name]})
+            follows[target] = name
             if not torch.equal(followers.setdefault(target, masks[name]), masks[name]):
                 raise RemovalError(
                     f"The mask of {target!r} differs from that of {name!r}, which it follows. Leave it out."
                 )
-    found = list(dict.fromkeys(optimizers)) or list(dict.fromkeys(_optimizers(module)))
+    found = list(dict.fromkeys(optimizers)) or list(dict.fromkeys(optimizers_of(module)))
     trained = [{id(parameter) for parameter in _trained_by(optimizer)} for optimizer in found]
     missing = [n for n in masks if n not in followers and not any(id(parameters[n]) in ids for ids in trained)]
     if missing:
         raise _untrained(missing, "any optimizer of the module")
-    handles: list[RemovableHandle] = []
+    held: list[Held] = []
     for optimizer, ids in zip(found, trained, strict=True):
         own = {n: m for n, m in masks.items() if n not in followers and id(parameters[n]) in ids}
         if own:
-            handles += hold(optimizer, parameters, {**own, **followers}).handles
-    return Held(tuple(handles))
+            held.append(hold(optimizer, parameters, {**own, **followers}))
+    return Held(tuple(h for one in held for h in one.handles), tuple(k for one in held for k in one.keepers), follows)
 
 
 def hold(optimizer: Optimizer, parameters: Mapping[str, Tensor], masks: Masks) -> Held:
@@ -111,13 +136,16 @@ def hold(optimizer: Optimizer, parameters: Mapping[str, Tensor], masks: Masks) -
     missing = [name for name in masks if id(parameters[name]) not in trained and not _is_target(name)]
     if missing:
         raise _untrained(missing, "this optimizer")
-    pairs = [(parameters[name], mask.to(parameters[name])) for name, mask in masks.items()]
+    factors = {name: mask.to(parameters[name], copy=True) for name, mask in masks.items()}
+    pairs = [(parameters[name], factor) for name, factor in factors.items()]
     keeper = _Keeper(
-        [pair for pair in pairs if id(pair[0]) in trained], [pair for pair in pairs if id(pair[0]) not in trained]
+        [pair for pair in pairs if id(pair[0]) in trained],
+        [pair for pair in pairs if id(pair[0]) not in trained],
+        factors,
     )
     keeper.enforce(optimizer)
     before = optimizer.register_step_pre_hook(keeper.before)
-    return Held((before, optimizer.register_step_post_hook(keeper.after)))
+    return Held((before, optimizer.register_step_post_hook(keeper.after)), ((optimizer, keeper),))
 
 
 def apply(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
@@ -128,9 +156,12 @@ def apply(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
 class _Keeper:
     """What runs before and after each step of one optimizer. All of it counts: a step may take 0.3 ms in all."""
 
-    def __init__(self, held: list[tuple[Tensor, Tensor]], followers: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self, held: list[tuple[Tensor, Tensor]], followers: list[tuple[Tensor, Tensor]], factors: dict[str, Tensor]
+    ) -> None:
         self.held = held
         self.followers = followers
+        self.factors = factors  # by name; the same tensors as in the pairs
         self.known: list[Tensor] = []  # weights and moments that were masked
         self.versions: list[int] = []
         self.state: list[Any] = []  # what the optimizer keeps for the weights; held on to, so that no id is used again
@@ -204,7 +235,8 @@ def _trained_by(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def _optimizers(module: nn.Module) -> Iterator[Optimizer]:
+def optimizers_of(module: nn.Module) -> Iterator[Optimizer]:
+    """Yield the optimizers that are attributes of a module or of a part of it."""
     for part in module.modules():
         yield from (value for value in vars(part).values() if isinstance(value, Optimizer))
 

@@ -336,3 +336,34 @@ def test_masks_that_cannot_be_held_are_refused() -> None:
             torch.optim.Adam(nn.Linear(1, 1).parameters()), dict(model.policy.named_parameters()), {weight: mask}
         )
     assert torch.equal(model.policy.get_parameter(weight), start)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replaced_masks_are_exact_after_every_update_and_what_grows_starts_at_zero(name: str, watched: Watched) -> None:
+    model = built(name)
+    decided = drawn(model)
+    held = masks.attach(model.policy, decided)
+    model.learn(STEPS, reset_num_timesteps=False)
+    others = {n: ~m for n, m in decided.items()}
+    start = {n: p.detach().clone() for n, p in model.policy.named_parameters()}
+    held.replace(others)
+    for other, parameter in model.policy.named_parameters():
+        mask = others.get(other, others.get(other.replace("_target.", ".", 1)))
+        assert torch.equal(parameter, start[other] if mask is None else start[other] * mask)
+    assert watched(model, others).wrong == []
+    for other, mask in others.items():
+        grown = model.policy.get_parameter(other)[mask & ~decided[other]]
+        assert bool((grown != 0).any())  # where a unit never fires a weight has no gradient
+
+
+def test_masks_that_cannot_replace_others_are_refused_and_change_nothing() -> None:
+    model = built("dqn")
+    decided = drawn(model)
+    held = masks.attach(model.policy, decided)
+    start = {n: p.detach().clone() for n, p in model.policy.named_parameters()}
+    first, *rest = decided
+    with pytest.raises(RemovalError, match=f"no mask for .*{first}"):
+        held.replace({n: decided[n] for n in rest})
+    with pytest.raises(RemovalError, match="needs a bool mask"):
+        held.replace({**{n: ~m for n, m in decided.items()}, rest[-1]: decided[first]})
+    assert all(torch.equal(p, start[n]) for n, p in model.policy.named_parameters())
