@@ -1,8 +1,10 @@
 """Measure one decision from Python in every runtime, and in C alone beside what the machine can do.
 
     python -m venv latency
-    latency/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
-    latency/bin/pip install -e . onnx onnxscript onnxruntime openvino ai-edge-litert tflite flatbuffers
+    latency/bin/pip install torch==2.13.0
+    latency/bin/pip install stable-baselines3 onnx onnxscript onnxruntime openvino ai-edge-litert tflite flatbuffers
+    latency/bin/pip install safetensors pyyaml scipy rich tyro
+    latency/bin/pip install -e . --no-deps
     latency/bin/python benchmarks/latency.py --core 1 > docs/data/latency.md
 
 The networks are policies of Stable-Baselines3 (PPO) with random weights: S = 4-64-64-2, M = 24-256-256-6,
@@ -48,6 +50,7 @@ from prunerl.deploy.lower import lower
 from prunerl.deploy.passes import permute_rows, simplify
 from prunerl.deploy.program import OBSERVATION, Program
 from prunerl.deploy.runtimes import RUNTIMES, Decide, Scene
+from prunerl.errors import PruneError
 
 NETS = {"S": (4, 64, 64, 2), "M": (24, 256, 256, 6), "L": (376, 400, 300, 17), "X": (64, 1024, 1024, 8)}
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
@@ -202,7 +205,15 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[],
                 yield f"batch {case}", lambda n=net, s=sparsity: batches(_program(agent_of(n, s)), given.blocks)
         yield f"compute {net} int8", lambda n=net: compute(_int8(_program(agent_of(n, 0.0))))
     for folder in sorted(given.agents.iterdir()) if given.agents else []:
-        yield f"call {folder.name}", lambda f=folder: calls(prunerl.load(f), given.blocks)
+        yield f"call {folder.name}", lambda f=folder: loaded(f, given.blocks)
+
+
+def loaded(folder: Path, blocks: int) -> dict[str, Any]:
+    """Time the decisions of an agent on disk, or say why there are none."""
+    try:
+        return calls(prunerl.load(folder), blocks)
+    except PruneError as error:
+        return {"refused": " ".join(str(error).split())}
 
 
 def agent_of(net: str, sparsity: float) -> Any:
@@ -383,13 +394,15 @@ def _tables(done: Mapping[str, Any]) -> Iterator[str]:
     yield f"`{about['command']}`\n"
     yield f"{about['processor']}; one core: {about['GMAC/s']:.0f} GMAC/s, {speeds}. {about['compiler']}."
     yield f"Python {about['python']}, {versions}.\n"
-    called = {name[5:]: got for name, got in done.items() if name.startswith("call ")}
+    everything = {name[5:]: got for name, got in done.items() if name.startswith("call ")}
+    called = {name: got for name, got in everything.items() if "refused" not in got}
     if called:
         yield "## One decision from Python (µs: median, 5 to 95 %)\n"
         yield "| | " + " | ".join(called) + " |\n|---" * 1 + "|---" * len(called) + "|"
         for runtime in next(iter(called.values())):
             yield f"| {runtime} | " + " | ".join(_cell(got.get(runtime)) for got in called.values()) + " |"
         yield from _gains(called)
+    yield from (f"- not measured: {name}: {got['refused']}" for name, got in everything.items() if "refused" in got)
     yield "\n## Pure compute in C (µs), and the machine's limit for a dense network\n"
     yield "| | median | 5 to 95 % | limit | share of it | kernels |\n|---|---|---|---|---|---|"
     for name, got in done.items():

@@ -31,7 +31,7 @@ from prunerl.deploy.kernels.rounding import rounded
 from prunerl.deploy.kernels.steps import Sequence as Steps
 from prunerl.deploy.kernels.steps import sequence
 from prunerl.deploy.program import Affine, Program
-from prunerl.errors import SpaceError
+from prunerl.errors import BuildError, SpaceError
 
 
 @runtime_checkable
@@ -106,7 +106,8 @@ def compile(
 
     Raises:
         LowerError: The policy has no program.
-        BuildError: The compiler fails, or nothing can be written to ``cache``.
+        BuildError: The compiler fails, nothing can be written to ``cache``, or this machine does not run ``march``.
+        ExportError: An operation has no form in C.
     """
     program = _program(subject)
     program = program if quantize is None else rounded(program, quantize)
@@ -119,7 +120,10 @@ def compile(
         f"{sys.implementation.cache_tag} {sysconfig.get_platform()} {build.key(*sorted(build.macros(compiler, march)))}"
     )
     steps = sequence(program, exact_tanh=exact_tanh)
-    levels = [_level(steps, m, compiler, kept, about, tune) for m in _machines(steps, compiler, march)]
+    machines = _machines(steps, compiler, march)
+    if not _runs(machines[-1], compiler):
+        raise BuildError(f'This machine does not run code for march={march!r}. Use "native", or "x86-64-v2" for any.')
+    levels = [_level(steps, machine, compiler, kept, about, tune) for machine in machines]
     headers = _headers()
     if headers is None:
         return _linked(program, levels[-1], compiler, kept, about, march)

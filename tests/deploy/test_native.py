@@ -248,6 +248,15 @@ def test_a_portable_library_has_wide_vectors_only_where_they_are_asked_for(
     assert wide == {"v4": True, "v3": True, "x86_64_v2": False, "module": False}
 
 
+def test_code_that_this_machine_does_not_run_is_refused(kept: Path) -> None:
+    compiler = build.find()
+    assert compiler is not None
+    if any("__AVX512F__" in line for line in build.macros(compiler, "native")):
+        pytest.skip("a machine that runs all levels")
+    with pytest.raises(BuildError, match="x86-64-v4"):
+        compile(network(4, 8, 2), cache=kept, march="x86-64-v4")
+
+
 def _uses_avx(unit: build.Unit, compiler: build.Compiler, folder: Path) -> bool:
     path = folder / "unit.c"
     path.write_text(unit.text)

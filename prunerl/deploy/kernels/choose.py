@@ -6,7 +6,7 @@ import ctypes
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,12 +90,10 @@ class Choice:
     Attributes:
         chosen: For one vector and for many.
         nanoseconds: Of one vector and of a vector among many; None where it was not measured.
-        rejected: The other kernels' times for one vector.
     """
 
     chosen: Chosen
     nanoseconds: tuple[float, float] | None
-    rejected: Mapping[str, float]
 
 
 def forms(layer: Layer, machine: Machine) -> list[Form]:
@@ -119,7 +117,7 @@ def by_rule(layer: Layer, machine: Machine) -> Choice:
     batched = ["sparse rows"] if density < 0.25 else []
     batched += [*(f"dense by {n} rows" for n in wide[-2:]), one.kernel]
     many = next(made[name] for name in batched if name in made)
-    return Choice(Chosen(one, many), None, {})
+    return Choice(Chosen(one, many), None)
 
 
 def measured(
@@ -138,8 +136,7 @@ def measured(
     for several in made:
         own, times = times[: len(several)], times[len(several) :]
         one, many = (min(range(len(several)), key=lambda k, s=s: own[k][s]) for s in (0, 1))  # type: ignore[misc]
-        rejected = {form.kernel: own[k][0] for k, form in enumerate(several) if k != one}
-        choices.append(Choice(Chosen(several[one], several[many]), (own[one][0], own[many][1]), rejected))
+        choices.append(Choice(Chosen(several[one], several[many]), (own[one][0], own[many][1])))
     return choices
 
 
