@@ -83,7 +83,11 @@ def read(file: Path, env: str) -> dict[str, Any]:
         raise LoadError(f"{file} cannot be read as YAML ({error}). Mend it.") from error
     if not isinstance(found, dict):
         raise LoadError(f"{file} holds no hyperparameters by name. Write name: value, or an environment's name first.")
-    if not found.keys() & {"policy", "policy_kwargs"} and all(isinstance(value, dict) for value in found.values()):
+    if (
+        found
+        and not found.keys() & {"policy", "policy_kwargs"}
+        and all(isinstance(value, dict) for value in found.values())
+    ):
         chosen = found.get(env, found.get("default"))
         if not isinstance(chosen, dict):
             raise LoadError(f"{file} has no hyperparameters for {env!r}. It has: {', '.join(map(str, found))}.")
