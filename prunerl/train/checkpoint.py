@@ -178,6 +178,7 @@ def _live(model: Any) -> dict[str, Any]:
     """Return what a model's zip leaves out."""
     return {
         "env": model.env,
+        "action_space": model.action_space,  # draws random actions, and load() seeds it anew
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
@@ -193,6 +194,7 @@ def _live(model: Any) -> dict[str, Any]:
 def _restore(model: Any, live: dict[str, Any]) -> None:
     model._last_obs, model._last_original_obs = live["last_obs"], live["original_obs"]
     model._last_episode_starts, model._current_progress_remaining = live["starts"], live["progress"]
+    model.action_space = live["action_space"]
     for place, drawn in live["noise"].items():
         vars(_part(model, place).action_dist).update(drawn)
     random.setstate(live["python"])

@@ -39,19 +39,19 @@ class Follow(gym.Env[np.ndarray, Any]):
 
 
 ARCH = {"net_arch": [24, 24]}
-ON = {"n_steps": 64, "policy_kwargs": ARCH, "seed": 0, "gamma": 0.1, "learning_rate": 3e-3}
-OFF = {"learning_starts": 64, "buffer_size": 4000, "batch_size": 32, "train_freq": 1, "policy_kwargs": ARCH}
+ON = {"n_steps": 64, "seed": 0, "gamma": 0.1, "learning_rate": 3e-3}
+OFF = {"learning_starts": 64, "buffer_size": 4000, "batch_size": 32, "train_freq": 1}
 OFF |= {"seed": 0, "gamma": 0.1, "learning_rate": 3e-3}
 Q = {"target_update_interval": 20, "exploration_fraction": 0.3, **OFF}
 MODELS: dict[str, Callable[[], BaseAlgorithm]] = {
-    "ppo": lambda: PPO("MlpPolicy", Follow(), batch_size=32, **ON),
-    "a2c": lambda: A2C("MlpPolicy", Follow(), **{**ON, "n_steps": 16}),
-    "dqn": lambda: DQN("MlpPolicy", Follow(), **Q),
-    "qrdqn": lambda: QRDQN("MlpPolicy", Follow(), **Q),
-    "sac": lambda: SAC("MlpPolicy", Follow(True), **OFF),
-    "td3": lambda: TD3("MlpPolicy", Follow(True), **OFF),
-    "ddpg": lambda: DDPG("MlpPolicy", Follow(True), **OFF),
-    "tqc": lambda: TQC("MlpPolicy", Follow(True), **OFF),
+    "ppo": lambda: PPO("MlpPolicy", Follow(), policy_kwargs={**ARCH}, batch_size=32, **ON),
+    "a2c": lambda: A2C("MlpPolicy", Follow(), policy_kwargs={**ARCH}, **{**ON, "n_steps": 16}),
+    "dqn": lambda: DQN("MlpPolicy", Follow(), policy_kwargs={**ARCH}, **Q),
+    "qrdqn": lambda: QRDQN("MlpPolicy", Follow(), policy_kwargs={**ARCH}, **Q),
+    "sac": lambda: SAC("MlpPolicy", Follow(True), policy_kwargs={**ARCH}, **OFF),
+    "td3": lambda: TD3("MlpPolicy", Follow(True), policy_kwargs={**ARCH}, **OFF),
+    "ddpg": lambda: DDPG("MlpPolicy", Follow(True), policy_kwargs={**ARCH}, **OFF),
+    "tqc": lambda: TQC("MlpPolicy", Follow(True), policy_kwargs={**ARCH}, **OFF),
 }
 OFF_POLICY = [name for name in MODELS if name not in ("ppo", "a2c")]
 
