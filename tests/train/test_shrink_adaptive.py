@@ -49,17 +49,15 @@ def test_it_shrinks_to_the_least_while_the_return_holds() -> None:
 
 
 def test_it_grows_back_when_the_return_falls_and_does_not_go_as_far_again() -> None:
-    # Rising at first, then a fall by half of the range after the second change, then as good as ever.
+    # Rising at first, then a fall by half of the range after the third change, then as good as before.
     def returned(step: int) -> float:
-        return {0: -500.0, 1: -200.0, 2: -100.0, 3: -300.0}.get(step // 60, -100.0)
+        return {0: -500.0, 1: -200.0, 2: -100.0, 3: -300.0}.get((step - 1) // 60, -100.0)
 
     _, callback = trained(returned, least=2)
     widths = [change.widths["pi"] for change in callback.changes]
-    assert widths[:2] == [(16, 8), (8, 4)]
-    assert widths[2] == (16, 8)
-    assert all(first > 8 and second > 4 for first, second in widths[3:])
-    assert len(widths) > 3
-    assert widths[3] == (12, 6)  # steps are half as large from then on: √½ of (16, 8), rounded up
+    assert widths[:4] == [(16, 8), (8, 4), (4, 2), (8, 4)]
+    # Steps are half as large from then on, √½ rounded up, and (4, 2) has failed.
+    assert widths[4:] == [(6, 3), (5, 3)]
 
 
 def test_a_small_fall_is_tolerated() -> None:
