@@ -1,1 +1,0 @@
-"""Methods of sparse training, one a file."""
