@@ -23,6 +23,7 @@ COMMANDS = {
     "compress": "Store an agent in fewer bytes, as far as it stays not worse, and prove it on fresh seeds.",
     "export": "Write the policy as a file that needs none of what trained it, and check the file.",
     "bench": "Time one decision in every runtime that is installed here.",
+    "train": "Train a sparse agent from the start, with checkpoints that a killed run goes on from.",
     "targets": "List the devices that a policy can be deployed on, or show one.",
 }
 """Name of a file in ``commands/`` → what it does. Only the file of the command that is given is imported."""

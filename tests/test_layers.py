@@ -20,6 +20,7 @@ LAYERS: Mapping[str, int] = {
     ),
     "promises": 3,
     "deploy": 3,
+    "train": 3,
     "compressions": 3,
     "compress": 4,
     **dict.fromkeys(("task", "students", "attempt", "search", "baselines", "loop", "report", "check"), 4),

@@ -1,0 +1,129 @@
+"""A plain Stable-Baselines3 callback that runs any method within ``learn()``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from prunerl.errors import BudgetError, LearnError
+from prunerl.train import buffer, networks
+from prunerl.train.course import Course, Span
+from prunerl.train.method import Method
+from prunerl.train.methods.rlx2 import RLx2
+from prunerl.types import Masks
+
+P = ParamSpec("P")
+_LIVE = ("model", "locals", "globals", "parent", "course")
+
+
+class Sparse(BaseCallback):
+    """Mask weights while a model learns.
+
+    Masks change between updates, at the start of a rollout, the first one at or after the time that the schedule
+    names. ``learn()`` again with ``reset_num_timesteps=False`` goes on with the same masks and the schedule of the
+    first call; with ``reset_num_timesteps=True`` the schedule begins anew.
+
+    Args:
+        method: What to do.
+
+    Raises:
+        LearnError: In ``learn()``: the callback has served another model, or the model has no optimizer.
+        BudgetError: In ``learn()``: the sparsity cannot be met, there is nothing to prune, or the schedule ends after
+            the last rollout has begun.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        self.span: Span | None = None
+        self.course: Course | None = None
+        self.saved: dict[str, Any] | None = None
+
+    @property
+    def masks(self) -> Masks:
+        """The masks that are held now; empty before ``learn()``."""
+        return self.course.masks if self.course is not None else {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k not in _LIVE}
+        return state | {"saved": self.course.state() if self.course is not None else self.saved}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {"locals": {}, "globals": {}, "parent": None, "course": None} | state
+
+    def _on_training_start(self) -> None:
+        if self.course is not None and self.course.network is not self.model.policy:
+            raise LearnError("This callback has pruned another model. Make a new one for this model.")
+        if self.model.num_timesteps == 0 or (self.course is None and self.saved is None):
+            self._begin()
+        elif self.course is None and self.saved is not None and self.span is not None:
+            self.course = Course(self.method, self.model.policy, networks.of_model(self.model), self.span)
+            self.course.resume(self.saved)
+        if isinstance(self.method, RLx2):
+            buffer.install(self.model)
+
+    def _begin(self) -> None:
+        begun, total = self.model.num_timesteps, self.model._total_timesteps
+        method = self.method
+        steps = total - begun
+        span = Span(begun + round(method.start * steps), begun + round(method.end * steps), method.every)
+        if span.last <= span.first:
+            raise BudgetError(
+                f"The schedule ends before it starts: both are at step {span.first} of {steps}. Train for more steps."
+            )
+        layout = networks.of_model(self.model)
+        if isinstance(self.model, OnPolicyAlgorithm):
+            _check_rollouts(self.model, span, total)
+        if "gradients" in method.needs and getattr(self.model, "gradient_steps", 1) == 0:
+            raise LearnError(
+                f"{type(method).__name__} needs gradients, and the model makes no updates (gradient_steps=0). "
+                "Set gradient_steps to 1 or more."
+            )
+        course = Course(method, self.model.policy, layout, span)
+        if self.course is not None:
+            self.course.end()
+        self.course, self.span = course, span
+        course.begin()
+
+    def _on_rollout_start(self) -> None:
+        self._at()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self._at(last=True)
+
+    def _at(self, *, last: bool = False) -> None:
+        if self.course is None:
+            return
+        step = self.model.num_timesteps
+        for name, value in self.course.at(step, last=last).items():
+            self.logger.record(f"prune/{name}", value)
+        if isinstance(self.method, RLx2) and self.span is not None:
+            buffer.adjust(self.model, self.method, step)
+
+
+def runs(method: Callable[P, Method]) -> Callable[P, Sparse]:
+    """Return a function that takes a method's settings and returns a callback."""
+
+    @functools.wraps(method, updated=())
+    def build(*args: P.args, **kwargs: P.kwargs) -> Sparse:
+        return Sparse(method(*args, **kwargs))
+
+    return build
+
+
+def _check_rollouts(model: OnPolicyAlgorithm, span: Span, total: int) -> None:
+    length = model.n_steps * model.n_envs
+    begun = model.num_timesteps
+    last = begun + (total - begun - 1) // length * length
+    if span.last > last:
+        raise BudgetError(
+            f"The schedule ends at step {span.last}, but the last rollout of {length} steps begins at step {last}, so "
+            "the final masks would come after all training. Train for more steps, or set a smaller end."
+        )

@@ -1,0 +1,253 @@
+"""Checkpoints of everything: a run that was killed ends bit for bit where it would have ended.
+
+model.learn(100_000, callback=Checkpoint("runs/acrobot", Gradual(sparsity=0.95), every=10_000))
+resume("runs/acrobot").learn()      # in a new process, after the first was killed
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import pickle
+import random
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from prunerl.errors import BudgetError, RunError
+from prunerl.files import new_folder, write_atomically
+
+MODEL, BUFFER, STATE, ABOUT = "model.zip", "replay_buffer.pkl", "state.pkl", "about.json"
+_NAME = re.compile(r"step_(\d+)")
+
+
+class Checkpoint(BaseCallback):
+    """Run a callback, and save everything at the start of a rollout every so many steps.
+
+    A checkpoint is a folder that appears whole or not at all: the model's zip, its replay buffer, and the states of the
+    callback, of the environments and of all random numbers. Only the newest is kept.
+
+    Args:
+        folder: Where they are; it holds nothing else.
+        callback: What prunes; it must be picklable without its model, as those of this package are.
+        every: Steps of the environment from one checkpoint to the next.
+
+    Raises:
+        BudgetError: ``every`` is below 1.
+        RunError: In ``learn()``: the environments cannot be pickled, the folder holds another run, or cannot be
+            written.
+    """
+
+    def __init__(self, folder: str | Path, callback: BaseCallback | None = None, *, every: int = 10_000) -> None:
+        super().__init__()
+        if every < 1:
+            raise BudgetError(f"A checkpoint got every={every}. Set it to 1 step or more.")
+        self.folder = Path(folder)
+        self.callback = callback if callback is not None else CallbackList([])
+        self.every = every
+        self.next = every
+        self.live: dict[str, Any] | None = None
+
+    def _init_callback(self) -> None:
+        self.callback.init_callback(self.model)
+
+    def _on_training_start(self) -> None:
+        if self.live is None and self.model.num_timesteps == 0 and newest(self.folder) is not None:
+            raise RunError(
+                f"{self.folder} holds checkpoints of another run. Go on with it (resume, --resume), or choose "
+                "another folder."
+            )
+        if self.model.num_timesteps == 0:
+            self.next = self.every
+        self.callback.on_training_start(self.locals, self.globals)
+
+    def _on_rollout_start(self) -> None:
+        if self.live is not None:  # what learn() itself did on its way here must not count
+            _restore(self.model, self.live)
+            self.live = None
+            return
+        self.callback.on_rollout_start()
+        if self.model.num_timesteps >= self.next:
+            self.next = (self.model.num_timesteps // self.every + 1) * self.every
+            self.save()
+
+    def _on_step(self) -> bool:
+        return bool(self.callback.on_step())
+
+    def _on_rollout_end(self) -> None:
+        self.callback.on_rollout_end()
+
+    def _on_training_end(self) -> None:
+        self.callback.on_training_end()
+
+    def update_child_locals(self, locals_: dict[str, Any]) -> None:
+        """Hand the local variables on."""
+        self.callback.update_locals(locals_)
+
+    def save(self) -> Path:
+        """Write a checkpoint now and remove the older ones.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        model, target = self.model, self.folder / f"step_{self.model.num_timesteps:012d}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = {"module": type(model).__module__, "class": type(model).__qualname__, "total": model._total_timesteps}
+        state = {"callback": _bytes(self.callback), "live": _bytes(_live(model)), "every": self.every}
+        state |= {"next": self.next, "n_calls": self.n_calls}
+        if target.exists():
+            shutil.rmtree(target)
+        with new_folder(target) as folder:
+            model.save(folder / MODEL)
+            buffer = getattr(model, "replay_buffer", None)
+            if buffer is not None:
+                write_atomically(folder / BUFFER, _bytes(buffer))
+            write_atomically(folder / STATE, _bytes(state))
+            write_atomically(folder / ABOUT, json.dumps(about))
+        for old in self.folder.iterdir():
+            if (_NAME.fullmatch(old.name) and old.name < target.name) or old.name.endswith(".tmp"):
+                shutil.rmtree(old, ignore_errors=True)
+        return target
+
+
+@dataclass(frozen=True, eq=False)
+class Resumed:
+    """A run as it was at its newest checkpoint.
+
+    Attributes:
+        model: The live model, with its environments.
+        callback: The checkpoints, around what prunes.
+        total: Steps at which training ends.
+    """
+
+    model: Any
+    callback: Checkpoint
+    total: int
+
+    def learn(self, **options: Any) -> Any:
+        """Train to the end; the options are those of the model's ``learn``."""
+        left = self.total - self.model.num_timesteps
+        return self.model.learn(left, callback=self.callback, reset_num_timesteps=False, **options)
+
+
+def resume(folder: str | Path, *, tensorboard_log: str | None = None) -> Resumed:
+    """Read the newest checkpoint of a folder. Its pickles run code: read only your own.
+
+    Args:
+        folder: What :class:`Checkpoint` was given.
+        tensorboard_log: Another folder for TensorBoard; by default the model's own.
+
+    Raises:
+        RunError: There is no checkpoint, or it is damaged.
+    """
+    path = newest(Path(folder))
+    if path is None:
+        raise RunError(f"{folder} holds no checkpoint. Give the folder of a run that has made one, or begin anew.")
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        state = pickle.loads((path / STATE).read_bytes())
+        kind = getattr(importlib.import_module(about["module"]), about["class"])
+        live = pickle.loads(state["live"])
+        model = kind.load(path / MODEL, env=live["env"], force_reset=False)
+        if (path / BUFFER).is_file():
+            model.replay_buffer = pickle.loads((path / BUFFER).read_bytes())
+        callback = Checkpoint(folder, pickle.loads(state["callback"]), every=state["every"])
+    except (OSError, ValueError, KeyError, EOFError, ImportError, AttributeError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path} cannot be read ({error}). Remove that folder and go on from an older one.") from error
+    callback.next, callback.n_calls, callback.live = state["next"], state["n_calls"], live
+    if tensorboard_log is not None:
+        model.tensorboard_log = tensorboard_log
+    return Resumed(model, callback, about["total"])
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest checkpoint in a folder; None where there is none."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def _live(model: Any) -> dict[str, Any]:
+    """Return what a model's zip leaves out."""
+    return {
+        "env": model.env,
+        "action_space": model.action_space,  # draws random actions, and load() seeds it anew
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "last_obs": model._last_obs,
+        "original_obs": model._last_original_obs,
+        "starts": model._last_episode_starts,
+        "noise": _noise(model),
+        "progress": model._current_progress_remaining,
+    }
+
+
+def _restore(model: Any, live: dict[str, Any]) -> None:
+    model._last_obs, model._last_original_obs = live["last_obs"], live["original_obs"]
+    model._last_episode_starts, model._current_progress_remaining = live["starts"], live["progress"]
+    model.action_space = live["action_space"]
+    for place, drawn in live["noise"].items():
+        vars(_part(model, place).action_dist).update(drawn)
+    random.setstate(live["python"])
+    np.random.set_state(live["numpy"])
+    torch.set_rng_state(live["torch"])
+    if live["cuda"]:
+        torch.cuda.set_rng_state_all(live["cuda"])
+
+
+def _noise(model: Any) -> dict[str, dict[str, Any]]:
+    """Return the exploration of gSDE, which is drawn before the callback is called."""
+    found = {}
+    for place in ("policy", "actor"):
+        own = vars(getattr(_part(model, place), "action_dist", object.__new__(_Nothing)))
+        drawn = {k: v.detach() for k, v in own.items() if k.startswith("exploration_mat") and v is not None}
+        if drawn:
+            found[place] = drawn
+    return found
+
+
+class _Nothing:
+    """Stands for a distribution that is not there."""
+
+
+def _part(model: Any, place: str) -> Any:
+    return model.policy if place == "policy" else getattr(model.policy, "actor", None)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles ``VecNormalize`` together with what it wraps, which it leaves out on its own."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, VecNormalize):
+            return _normalized, (type(obj), obj.__getstate__(), obj.venv, obj.returns)
+        return super().reducer_override(obj)
+
+
+def _normalized(kind: type[VecNormalize], state: dict[str, Any], venv: VecEnv, returns: Any) -> VecNormalize:
+    made = kind.__new__(kind)
+    made.__setstate__(state)
+    made.set_venv(venv)
+    made.returns = returns
+    return made
+
+
+def _bytes(value: Any) -> bytes:
+    stream = io.BytesIO()
+    try:
+        _Pickler(stream).dump(value)
+    except Exception as error:  # an environment can raise anything
+        raise RunError(
+            f"A checkpoint cannot hold {type(value).__name__} ({type(error).__name__}: {error}). Environments must be "
+            "picklable: use DummyVecEnv, and leave rendering and Box2D's worlds out."
+        ) from error
+    return stream.getvalue()

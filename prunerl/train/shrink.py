@@ -1,0 +1,212 @@
+"""Networks that become smaller while they learn: units are removed from the live model, and every step costs less.
+
+Where the share f of the time is spent at full width and a step at the final width takes the share c of one at full
+width, training takes f + (1 − f)·c of the time of the dense one; see :func:`time_ratio`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from prunerl import criteria
+from prunerl.errors import BudgetError, LearnError
+from prunerl.train.shrink_cut import Criterion, Cut
+from prunerl.train.shrink_live import Live, Resized, Widths, everywhere
+
+Layers = int | Sequence[int]
+"""Width of each hidden layer; one number is that of all."""
+
+
+class Shrink(BaseCallback):
+    """Remove units from actor and critics at given points of the training.
+
+    Units go for good, and with them their moments in the optimizer and their copies in the target networks. The
+    layers that read them are refitted by least squares to what they computed before, on states of the rollouts or of
+    the replay buffer. Off-policy, a change that is due waits until learning has started.
+
+    A second ``learn`` of the same model goes on: what was done is not done again, unless ``reset_num_timesteps`` starts
+    the schedule anew, and then only where a layer is still wider. A saved model that has been narrowed already, and
+    trains on with a new callback, passes over the points that lie behind it.
+
+    Args:
+        at: Share of the training after which units are removed, or several rising ones, each in (0, 1).
+        width: Units that are left in each hidden layer. A sequence is one number for each layer; where ``at`` has
+            several points, one entry for each of them.
+        critic_width: The same for critics; by default as ``width``.
+        criterion: Scores units in visited states; see :mod:`prunerl.criteria`.
+        refit: Refit what read the removed units by least squares.
+        distill: Updates of distillation from the larger networks, on the same states, after that.
+        states: Visited states that are looked at.
+        seed: Of the distillation's minibatches and of what the criterion draws.
+        verbose: 1: say what was removed.
+
+    Raises:
+        BudgetError: The points do not rise within (0, 1), widths do not fit them, or another amount is out of range.
+
+    >>> Shrink(at=(0.2, 0.4), width=(64, 16)).points
+    (0.2, 0.4)
+    """
+
+    def __init__(
+        self,
+        at: float | Sequence[float] = 0.2,
+        width: Layers | Sequence[Layers] = 64,
+        *,
+        critic_width: Layers | Sequence[Layers] | None = None,
+        criterion: Criterion = criteria.variance,
+        refit: bool = True,
+        distill: int = 0,
+        states: int = 4096,
+        seed: int = 0,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        self.points = _points(at)
+        several = not isinstance(at, int | float)
+        self.targets = _targets("width", width, len(self.points), several)
+        critics = width if critic_width is None else critic_width
+        self.critic_targets = _targets("critic_width", critics, len(self.points), several)
+        checked("distill", distill, 0)
+        checked("states", states, 2)
+        self.cut = Cut(criterion, refit, distill)
+        self.states, self.seed = states, seed
+        self.live: Live | None = None
+        self.done = 0
+        self.changes: list[Resized] = []
+
+    def _init_callback(self) -> None:
+        self.live = bound(self.live, self.model, lambda: Live(self.model, self.cut, states=self.states, seed=self.seed))
+
+    def _on_training_start(self) -> None:
+        anew = self.num_timesteps == 0
+        if anew:
+            self.done = 0
+        elif self.done == 0:
+            self.done = sum(self._passed(i) for i in range(len(self.points)))
+        if anew and self.changes:
+            return  # an earlier run of this callback narrowed the model itself
+        for i in range(self.done, len(self.points)):
+            _check_targets(self._live(), self._wanted(i))
+
+    def _on_rollout_end(self) -> None:
+        live = self._live()
+        if self.done < len(self.points):
+            live.keep_rollout()
+        live.record()
+
+    def _on_rollout_start(self) -> None:
+        # After an update and before the next rollout, no probability of the old policy is waiting to be compared.
+        live = self._live()
+        while self.done < len(self.points) and progress(self) >= self.points[self.done] and live.ready():
+            targets, present = self._wanted(self.done), live.widths()
+            smaller = {n: tuple(map(min, targets[n], present[n])) for n in targets}
+            if smaller != present:
+                self.changes.append(live.shrink(smaller))
+                tell(self, self.changes[-1])
+            self.done += 1
+        if self.done == len(self.points):
+            live.recent.clear()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _live(self) -> Live:
+        assert self.live is not None  # set before training starts
+        return self.live
+
+    def _wanted(self, point: int) -> dict[str, tuple[int, ...]]:
+        return everywhere(self._live(), self.targets[point], self.critic_targets[point])
+
+    def _passed(self, point: int) -> bool:
+        present, wanted = self._live().widths(), self._wanted(point)
+        there = all(p <= w for name in wanted for p, w in zip(present[name], wanted[name], strict=False))
+        return there and progress(self) >= self.points[point]
+
+
+def time_ratio(dense: float, cost: float) -> float:
+    """Return the time of a training over that of the dense one: f + (1 − f)·c.
+
+    Args:
+        dense: f, the share of the dense training's time after which the network is narrow.
+        cost: c, the time of a step at the final width over that at the full width.
+
+    >>> time_ratio(0.4, 0.32)
+    0.592
+    """
+    return dense + (1.0 - dense) * cost
+
+
+def bound(live: Live | None, model: object, make: Callable[[], Live]) -> Live:
+    """Return what a callback works on: made once, and never for another model.
+
+    Raises:
+        LearnError: The callback was used on another model before.
+    """
+    if live is None:
+        return make()
+    if live.model is not model:
+        raise LearnError("This callback has changed another model already. Make a new one for each model.")
+    return live
+
+
+def progress(callback: BaseCallback) -> float:
+    """Return the share of the training that is done."""
+    return float(callback.model.num_timesteps / max(1, callback.model._total_timesteps))
+
+
+def tell(callback: BaseCallback, change: Resized) -> None:
+    """Say what a change did, where the callback is to be heard."""
+    if callback.verbose:
+        layers = ", ".join(f"{name} {'-'.join(map(str, units))}" for name, units in change.widths.items())
+        print(f"step {change.step}: {layers}; {change.parameters:,} parameters; {change.seconds:.2f} s")
+
+
+def checked(name: str, value: float, least: float) -> None:
+    """Check an amount.
+
+    Raises:
+        BudgetError: It is below ``least``.
+    """
+    if not value >= least:
+        raise BudgetError(f"Shrinking got {name}={value}. Set it to {least} or more.")
+
+
+def _points(at: float | Sequence[float]) -> tuple[float, ...]:
+    points = (float(at),) if isinstance(at, int | float) else tuple(float(p) for p in at)
+    rising = all(a < b for a, b in itertools.pairwise(points))
+    if not points or not rising or not all(0.0 < p < 1.0 for p in points):
+        raise BudgetError(
+            f"The schedule ends before it starts, or lies outside of the training: at={at}. "
+            "Give rising shares of the training, each above 0 and below 1."
+        )
+    return points
+
+
+def _targets(name: str, width: Layers | Sequence[Layers], points: int, several: bool) -> list[Layers]:
+    entries: list[Layers] = list(width) if several and not isinstance(width, int) else [width]  # type: ignore[list-item]
+    if len(entries) != points:
+        raise BudgetError(f"There are {points} points and {name}={width}. Give one width for each point.")
+    if any(units < 1 for entry in entries for units in ((entry,) if isinstance(entry, int) else entry)):
+        raise BudgetError(f"A layer cannot be without units: {name}={width}. Keep 1 unit or more.")
+    return entries
+
+
+def _check_targets(live: Live, targets: Widths) -> None:
+    """Check that a target fits the layers as they are now, and leaves something to do."""
+    present = live.widths()
+    for name, wanted in targets.items():
+        if len(wanted) != len(present[name]):
+            raise BudgetError(
+                f"Network {name!r} has hidden layers of {present[name]} units, got widths {wanted}. "
+                f"Give one number, or {len(present[name])}."
+            )
+        if any(w > p for w, p in zip(wanted, present[name], strict=True)):
+            raise BudgetError(
+                f"Network {name!r} has hidden layers of {present[name]} units and cannot shrink to {wanted}. "
+                "Set no width above the present one; give one for each layer where they differ."
+            )
+    if all(targets[name] == present[name] for name in targets):
+        raise BudgetError(f"There is nothing to shrink: the hidden layers have {present} units already. Set less.")

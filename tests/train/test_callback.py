@@ -1,0 +1,242 @@
+"""Every method within ``learn()`` of every algorithm: exact masks, a schedule that ends, a task that is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from sb3_contrib import ARS
+from stable_baselines3 import DQN, PPO, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import Logger
+from torch import Tensor
+from toy import ARCH, MODELS, OFF, OFF_POLICY, Follow, score
+
+from prunerl import masks, train
+from prunerl.errors import BudgetError, LearnError
+from prunerl.train.buffer import DynamicReplayBuffer
+from prunerl.train.course import sparsity
+
+METHODS = ("Gradual", "Lottery", "Movement", "ReDo", "RigL", "RLx2", "SET", "Static", "Surgery")
+STEPS = 400
+
+
+def made(method: str, **settings: Any) -> train.Sparse:
+    """Return a callback whose masks change often."""
+    often = {} if method == "Lottery" else {"every": 20}
+    return getattr(train, method)(**{"sparsity": 0.8, "end": 0.7, **often, **settings})
+
+
+def wrong(model: BaseAlgorithm, held: masks.Masks) -> Iterator[str]:
+    """Yield what is not zero though it is masked: weights, moments and targets."""
+    parameters = dict(model.policy.named_parameters())
+    for name, mask in held.items():
+        network, _, rest = name.partition(".")
+        for other in (name, f"{network}_target.{rest}"):
+            if other in parameters and bool((parameters[other][~mask] != 0).any()):
+                yield other
+        for optimizer in masks.optimizers_of(model.policy):
+            for key, moment in optimizer.state.get(parameters[name], {}).items():
+                if key != "step" and isinstance(moment, Tensor) and bool((moment[~mask] != 0).any()):
+                    yield f"{key} of {name}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_are_exact_after_every_update(method: str, model: BaseAlgorithm) -> None:
+    name = type(model).__name__
+    if method == "RLx2" and name in ("PPO", "A2C"):
+        with pytest.raises(LearnError, match="RLx2 needs an off-policy algorithm"):
+            model.learn(STEPS, callback=made(method))
+        return
+    callback, seen, updates = made(method), [], 0
+
+    class Look(train.Sparse):
+        """Looks after each update, once the masks are held."""
+
+        def _on_training_start(self) -> None:
+            for optimizer in masks.optimizers_of(self.model.policy):
+                optimizer.register_step_post_hook(self.look)
+
+        def _on_rollout_start(self) -> None:
+            seen.extend(wrong(self.model, callback.masks))
+
+        def _on_training_end(self) -> None:
+            seen.extend(wrong(self.model, callback.masks))
+
+        def look(self, *_: Any) -> None:
+            nonlocal updates
+            updates += 1
+            seen.extend(wrong(self.model, callback.masks))
+
+    model.learn(STEPS, callback=[callback, Look(callback.method)])
+    assert seen == []
+    assert updates > 20
+    assert sparsity(callback.masks.values()) == pytest.approx(0.8, abs=0.003)
+    for part, names in callback.course.parts.items() if callback.course else ():
+        assert sparsity(callback.masks[n] for n in names) == pytest.approx(0.8, abs=0.003), part
+    zeros = sum(int((model.policy.get_parameter(n) == 0).sum()) for n in callback.masks)
+    total = sum(m.numel() for m in callback.masks.values())
+    assert zeros >= round(0.797 * total)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sparse_network_learns(method: str) -> None:
+    model = MODELS["dqn"]()
+    before = score(model)
+    callback = made(method, sparsity=0.5 if method == "ReDo" else 0.8)
+    model.learn(1200 if method == "Lottery" else 1000, callback=callback)
+    assert before < 0.7
+    assert score(model) > 0.9
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c", "sac", "td3"])
+def test_gradual_pruning_learns_with_every_family(name: str) -> None:
+    model = MODELS[name]()
+    before = score(model)
+    model.learn({"ppo": 3000, "a2c": 4000}.get(name, 700), callback=made("Gradual"))
+    assert score(model) > max(0.8, before + 0.1)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "sac"])
+def test_sparsity_0_changes_nothing(name: str) -> None:
+    plain, pruned = MODELS[name](), MODELS[name]()
+    plain.learn(200)
+    pruned.learn(200, callback=made("Gradual", sparsity=0.0))
+    for (_, a), (_, b) in zip(plain.policy.named_parameters(), pruned.policy.named_parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_actor_and_critic_have_their_own_sparsity_and_outputs_are_dense() -> None:
+    model, callback = MODELS["sac"](), made("Gradual", actor_sparsity=0.9, critic_sparsity=0.25)
+    model.learn(200, callback=callback)
+    shares = {n: 1 - float(m.float().mean()) for n, m in callback.masks.items()}
+    assert {n.split(".")[0] for n in shares} == {"actor", "critic"}
+    assert sorted(n for n in shares if n.startswith("actor")) == [
+        "actor.latent_pi.0.weight",
+        "actor.latent_pi.2.weight",
+    ]
+    assert sparsity(m for n, m in callback.masks.items() if n.startswith("actor")) == pytest.approx(0.9, abs=0.005)
+    assert sparsity(m for n, m in callback.masks.items() if n.startswith("critic")) == pytest.approx(0.25, abs=0.005)
+    assert "critic.qf0.4.weight" not in shares
+    callback = made("Gradual", dense_last=False)
+    MODELS["sac"]().learn(200, callback=callback)
+    assert {"actor.mu.weight", "actor.log_std.weight", "critic.qf0.4.weight"} <= callback.masks.keys()
+
+
+def test_learning_on_continues_the_schedule_unless_it_is_reset() -> None:
+    model, callback = MODELS["dqn"](), made("Gradual", start=0.5, end=0.9)
+    model.learn(100, callback=callback)
+    final = {n: m.clone() for n, m in callback.masks.items()}
+    model.learn(100, callback=callback, reset_num_timesteps=False)
+    assert all(torch.equal(m, final[n]) for n, m in callback.masks.items())
+    assert list(wrong(model, callback.masks)) == []
+    shares = []
+
+    class Look(train.Sparse):
+        """Writes sparsity down."""
+
+        def _on_training_start(self) -> None:
+            shares.append(sparsity(callback.masks.values()))
+
+        def _on_rollout_start(self) -> None:
+            shares.append(sparsity(callback.masks.values()))
+
+    model.learn(100, callback=[callback, Look(callback.method)])
+    assert shares[0] == 0.0
+    assert sparsity(callback.masks.values()) == pytest.approx(0.8, abs=0.003)
+    # A schedule that was interrupted goes on where it was.
+    model, callback = MODELS["dqn"](), made("Gradual", start=0.0, end=1.0)
+    model.learn(100, callback=[callback, lambda *_: model.num_timesteps < 50])
+    half = sparsity(callback.masks.values())
+    assert 0.3 < half < 0.75
+    model.learn(50, callback=callback, reset_num_timesteps=False)
+    assert sparsity(callback.masks.values()) == pytest.approx(0.8, abs=0.003)
+
+
+def test_what_is_logged(tmp_path: Any) -> None:
+    model, callback = MODELS["td3"](), made("SET")
+    written: dict[str, list[float]] = {}
+
+    class Keep(Logger):
+        """Keeps what is recorded."""
+
+        def record(self, key: str, value: Any, exclude: Any = None) -> None:
+            written.setdefault(key, []).append(value)
+
+    model.set_logger(Keep(None, []))
+    model.learn(STEPS, callback=callback)
+    assert written["prune/sparsity"][-1] == pytest.approx(0.8, abs=0.003)
+    assert written["prune/sparsity_actor"][-1] == pytest.approx(0.8, abs=0.005)
+    assert max(written["prune/changes"]) > 0
+    assert all(0 < units <= 6 * 24 for units in written["prune/units"])
+    assert all(0.0 <= share < 1.0 for share in written["prune/dormant"])
+
+
+def test_rlx2_changes_targets_and_the_buffer() -> None:
+    model = MODELS["td3"]()
+    callback = made("RLx2", delay=200, n_steps=3, check_every=50, threshold=1e-6, least=100)
+    model.learn(190, callback=callback)
+    buffer = model.replay_buffer
+    assert isinstance(buffer, DynamicReplayBuffer)
+    assert buffer.n_steps == 1
+    assert buffer.held < buffer.pos == 190
+    model.learn(100, callback=callback, reset_num_timesteps=False)
+    assert model.replay_buffer is buffer
+    assert buffer.n_steps == 3
+    assert set(buffer.oldest(10_000)) == set(range(buffer.pos - buffer.held, buffer.pos))
+    drawn = buffer.sample(64)
+    assert drawn.rewards.max() > 1.0  # sums of up to three rewards of at most 1
+
+
+def test_a_dynamic_buffer_that_forgets_nothing_draws_every_transition() -> None:
+    model = MODELS["dqn"]()
+    model.replay_buffer = ReplayBuffer(8, model.observation_space, model.action_space)
+    callback = made("RLx2", threshold=0.0)
+    model.learn(60, callback=callback)
+    assert model.replay_buffer.full
+    assert model.replay_buffer.held == 8
+    assert sorted(model.replay_buffer.oldest(100)) == list(range(8))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    callback = made("Gradual")
+    MODELS["dqn"]().learn(50, callback=callback)
+    with pytest.raises(LearnError, match="pruned another model"):
+        MODELS["dqn"]().learn(50, callback=callback)
+    with pytest.raises(LearnError, match="ARS does not train its policy with an optimizer"):
+        ARS("MlpPolicy", Follow(True)).learn(50, callback=made("Gradual"))
+    flat = DQN("MlpPolicy", Follow(), policy_kwargs={"net_arch": []})
+    with pytest.raises(BudgetError, match="nothing to prune"):
+        flat.learn(50, callback=made("Gradual"))
+    with pytest.raises(BudgetError, match="would keep 0 of"):
+        DQN("MlpPolicy", Follow(), policy_kwargs={"net_arch": [4, 4]}).learn(
+            50, callback=made("Gradual", sparsity=0.99)
+        )
+    with pytest.raises(BudgetError, match="ends before it starts: both are at step 10 of 10"):
+        MODELS["dqn"]().learn(10, callback=made("Gradual", start=0.98, end=1.0))
+    with pytest.raises(BudgetError, match="the last rollout of 64 steps begins at step 64"):
+        MODELS["ppo"]().learn(128, callback=made("Gradual", start=0.1, end=0.9))
+    still = TD3("MlpPolicy", Follow(True), **{**OFF, "gradient_steps": 0})
+    with pytest.raises(LearnError, match="makes no updates"):
+        still.learn(50, callback=made("RigL"))
+    once = DQN(
+        "MlpPolicy", Follow(), optimize_memory_usage=True, replay_buffer_kwargs={"handle_timeout_termination": False}
+    )
+    with pytest.raises(LearnError, match="optimize_memory_usage"):
+        once.learn(50, callback=made("RLx2"))
+
+
+def test_a_matrix_without_gradient_is_refused() -> None:
+    model = PPO("MlpPolicy", Follow(), n_steps=64, batch_size=32, policy_kwargs={**ARCH}, vf_coef=0.0)
+    extractor = model.policy.mlp_extractor
+    model.policy.forward_critic = extractor.forward_critic
+    extractor.forward_critic = lambda features: extractor.value_net(features).detach()
+    with pytest.raises(LearnError, match=r"'mlp_extractor.value_net.0.weight'.* have no gradient"):
+        model.learn(300, callback=made("RigL"))
+
+
+def test_every_off_policy_algorithm_is_tried() -> None:
+    assert set(OFF_POLICY) == {"dqn", "qrdqn", "sac", "td3", "ddpg", "tqc"}

@@ -1,0 +1,136 @@
+"""A run that is killed and resumed ends bit for bit where the uninterrupted one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from toy import MODELS, Follow
+
+from prunerl import masks, train
+from prunerl.errors import BudgetError, RunError
+from prunerl.train.checkpoint import newest
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from stable_baselines3.common.callbacks import BaseCallback
+from toy import MODELS
+from prunerl import train
+
+class Kill(BaseCallback):
+    def _on_step(self):
+        if self.num_timesteps >= int(sys.argv[5]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+pruning = getattr(train, sys.argv[3])(sparsity=0.8, every=20, end=0.8)
+checkpoint = train.Checkpoint(sys.argv[4], pruning, every=100)
+MODELS[sys.argv[2]]().learn(int(sys.argv[6]), callback=[checkpoint, Kill()])
+"""
+
+
+def everything(model: Any, held: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return all that training leads to."""
+    found = {f"parameter {n}": p.detach() for n, p in model.policy.named_parameters()}
+    found |= {f"mask {n}": m for n, m in held.items()}
+    for i, optimizer in enumerate(masks.optimizers_of(model.policy)):
+        for j, state in enumerate(optimizer.state.values()):
+            found |= {f"moment {i} {j} {k}": torch.as_tensor(v) for k, v in state.items()}
+    buffer = getattr(model, "replay_buffer", None)
+    if buffer is not None:
+        found |= {n: torch.as_tensor(v) for n, v in vars(buffer).items() if isinstance(v, np.ndarray)}
+    return found
+
+
+def assert_equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "method", "killed", "steps"),
+    [("ppo", "RigL", 330, 512), ("dqn", "RigL", 250, 320), ("sac", "Surgery", 250, 320), ("td3", "RLx2", 250, 320)],
+)
+def test_a_killed_run_resumes_to_the_same_bits(name: str, method: str, killed: int, steps: int, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    here = str(Path(__file__).parent)
+    arguments = [sys.executable, str(script), here, name, method, str(tmp_path / "run"), str(killed), str(steps)]
+    path = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    ended = subprocess.run(arguments, check=False, capture_output=True, text=True, env=environment)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    resumed = train.resume(tmp_path / "run")
+    assert 100 <= resumed.model.num_timesteps <= killed
+    resumed.learn()
+    whole, pruning = MODELS[name](), getattr(train, method)(sparsity=0.8, every=20, end=0.8)
+    whole.learn(steps, callback=train.Checkpoint(tmp_path / "whole", pruning, every=100))
+    assert_equal(everything(whole, pruning.masks), everything(resumed.model, resumed.callback.callback.masks))
+    assert resumed.model.num_timesteps == whole.num_timesteps
+
+
+@pytest.mark.parametrize("name", ["a2c", "dqn"])
+def test_a_run_that_stops_at_a_checkpoint_goes_on_as_if_it_had_not(name: str, tmp_path: Path) -> None:
+    plain, pruning = MODELS[name](), train.Gradual(sparsity=0.8, every=20)
+    plain.learn(320, callback=train.Checkpoint(tmp_path / "a", pruning, every=160))
+    resumed = train.resume(tmp_path / "a")
+    assert resumed.model.num_timesteps == 160
+    resumed.learn()
+    assert_equal(everything(plain, pruning.masks), everything(resumed.model, resumed.callback.callback.masks))
+
+
+def test_statistics_and_state_dependent_exploration_are_kept(tmp_path: Path) -> None:
+    env = VecNormalize(DummyVecEnv([lambda: Follow(True)] * 2))
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=2, use_sde=True, sde_sample_freq=-1, seed=0)
+    pruning = train.SET(sparsity=0.8, every=20)
+    model.learn(320, callback=train.Checkpoint(tmp_path, pruning, every=128))
+    resumed = train.resume(tmp_path)
+    assert resumed.model.num_timesteps == 256
+    resumed.learn()
+    assert_equal(everything(model, pruning.masks), everything(resumed.model, resumed.callback.callback.masks))
+    assert np.array_equal(model.get_env().obs_rms.mean, resumed.model.get_env().obs_rms.mean)
+
+
+def test_only_the_newest_is_kept_and_another_run_is_not_mixed_in(tmp_path: Path) -> None:
+    MODELS["dqn"]().learn(250, callback=train.Checkpoint(tmp_path, train.Gradual(sparsity=0.8), every=100))
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000000000200"]
+    assert newest(tmp_path) == tmp_path / "step_000000000200"
+    with pytest.raises(RunError, match="holds checkpoints of another run"):
+        MODELS["dqn"]().learn(50, callback=train.Checkpoint(tmp_path, train.Gradual(sparsity=0.8)))
+    (tmp_path / "step_000000000200" / "state.pkl").write_bytes(b"half")
+    with pytest.raises(RunError, match="cannot be read"):
+        train.resume(tmp_path)
+
+
+class Unpicklable(Follow):
+    """Holds what no pickle can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = (number for number in range(3))
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="every=0"):
+        train.Checkpoint(tmp_path, every=0)
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        train.resume(tmp_path / "nowhere")
+    env: gym.Env[Any, Any] = Unpicklable()
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32)
+    with pytest.raises(RunError, match="Environments must be picklable"):
+        model.learn(128, callback=train.Checkpoint(tmp_path / "run", train.Static(sparsity=0.5), every=32))
+    assert not any((tmp_path / "run").iterdir())
