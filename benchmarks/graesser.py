@@ -1,38 +1,43 @@
 """Replicate the classic-control part of Graesser et al. 2022: DQN 512-512, methods × sparsities × seeds.
 
     python benchmarks/graesser.py --envs Acrobot-v1 --methods dense gradual-erk --sparsities 0.9 --seeds 0 1 2
+    python benchmarks/graesser.py --print > docs/data/graesser.md
 
-One file a run; what is there already is not run again, so a stopped command goes on, and several subsets add up to one
-table. ``--print`` prints the table of what is there. Each table has the narrow dense network of equal parameters.
+One line a run in ``--data``; what is there already is not run again, so a stopped command goes on, and several subsets
+add up to one table. Commands with other subsets may run side by side.
+
+``narrow`` is the dense network of as many parameters, from scratch, and is in every table. ``narrow-tuned`` has the
+learning rate of ``--rates`` that is best on ``--tuning-seeds``, which are no others' seeds. ``stop-early`` is
+the dense network of the best evaluation within the first half of its training, pruned afterwards in one shot and
+distilled; ``linear`` is a policy without hidden layers that imitates the last dense one. These two need the dense
+run of their seed, which ``--kept`` remembers. They are evaluated on the episodes of the dense run's last evaluations.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
+from graesser_baselines import keep, linear_policy, stop_early
+from graesser_dqn import FIRST_SEED, Evaluate, SparseStart, dqn, make, play
 from scipy import stats
-from stable_baselines3 import DQN
-from stable_baselines3.common.callbacks import BaseCallback
-from torch import nn
-from torch.nn import functional
 
 from prunerl import train
-from prunerl.files import write_atomically
 
 ENVS = ("Acrobot-v1", "MountainCar-v0", "CartPole-v1")
-METHODS = (
-    *("dense", "narrow"),
-    *(f"{name}-{spread}" for name in ("static", "set", "rigl", "gradual") for spread in ("erk", "uniform")),
-)
+SPARSE = tuple(f"{n}-{spread}" for n in ("static", "set", "rigl", "gradual") for spread in ("erk", "uniform"))
+METHODS = ("dense", "narrow", "narrow-tuned", "linear", "stop-early", *SPARSE)
+WITHOUT_SPARSITY = ("dense", "linear")
 STEPS, WIDTH, EVALUATIONS, EPISODES = 100_000, 512, 50, 20
+RATE, RATES = 1e-3, (3e-4, 1e-3, 3e-3, 1e-2)
+DATA, KEPT = Path("docs/data/graesser.jsonl"), Path("runs/graesser")
 PUBLISHED = {
     ("Acrobot-v1", "dense"): {0.0: -67},
     ("Acrobot-v1", "gradual-erk"): {0.9: -65, 0.95: -65.5, 0.98: -73},
@@ -52,50 +57,6 @@ PUBLISHED = {
 """Scores digitised from the paper's figures, ± 1–2."""
 
 
-class TheirDQN(DQN):
-    """Their loss: the mean squared error, and an L2 penalty of 1e-6 on the kernels of hidden layers."""
-
-    def train(self, gradient_steps: int, batch_size: int = 128) -> None:
-        """Update as they do, without a clip of the gradient's norm."""
-        self.policy.set_training_mode(True)
-        layers = [m.weight for m in self.q_net.modules() if isinstance(m, nn.Linear)][:-1]
-        for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size)
-            with torch.no_grad():
-                following = self.q_net_target(batch.next_observations).max(1, keepdim=True).values
-                target = batch.rewards + (1 - batch.dones) * self.gamma * following
-            values = self.q_net(batch.observations).gather(1, batch.actions.long())
-            loss = functional.mse_loss(values, target) + 1e-6 * sum(w.square().sum() for w in layers)
-            self.policy.optimizer.zero_grad()
-            loss.backward()
-            self.policy.optimizer.step()
-        self._n_updates += gradient_steps
-
-
-class Evaluate(BaseCallback):
-    """Play greedy episodes now and then, on seeds that training does not use."""
-
-    def __init__(self, env: str, every: int) -> None:
-        super().__init__()
-        self.env, self.every, self.returns = gym.make(env), every, list[float]()
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps % self.every == 0:
-            first = 1_000_000 + EPISODES * len(self.returns)
-            self.returns.append(float(np.mean([self.play(first + episode) for episode in range(EPISODES)])))
-        return True
-
-    def play(self, seed: int) -> float:
-        """Return the return of one episode."""
-        observation, _ = self.env.reset(seed=seed)
-        total, over = 0.0, False
-        while not over:
-            action, _ = self.model.predict(observation, deterministic=True)
-            observation, reward, terminated, truncated, _ = self.env.step(int(action))
-            total, over = total + float(reward), terminated or truncated
-        return total
-
-
 @dataclass(frozen=True)
 class Cell:
     """One run."""
@@ -103,13 +64,9 @@ class Cell:
     env: str
     method: str
     sparsity: float
+    rate: float
     seed: int
     steps: int
-
-    @property
-    def file(self) -> str:
-        """Name of its file."""
-        return f"{self.env}_{self.method}_{self.sparsity:g}_{self.seed}_{self.steps}.json"
 
 
 def parameters(inputs: int, width: int, actions: int) -> int:
@@ -119,62 +76,121 @@ def parameters(inputs: int, width: int, actions: int) -> int:
 
 def narrow(inputs: int, actions: int, sparsity: float) -> int:
     """Return the width of the largest dense network with no more parameters than the sparse one has."""
-    matrices = inputs * WIDTH + WIDTH * WIDTH
+    matrices = inputs * WIDTH + WIDTH * WIDTH + WIDTH * actions
     left = parameters(inputs, WIDTH, actions) - sparsity * matrices
     return max(w for w in range(1, WIDTH + 1) if parameters(inputs, w, actions) <= left)
 
 
-def pruning(cell: Cell) -> BaseCallback | None:
-    """Return the callback of a method, with the settings of the paper's appendix."""
-    if cell.method in ("dense", "narrow"):
-        return None
+def pruning(cell: Cell) -> list[Any]:
+    """Return the callbacks of a method, with the settings of the paper's appendix and code: last layers count too."""
+    if cell.method not in SPARSE:
+        return []
     name, distribution = cell.method.split("-")
     settings: dict[str, Any] = {"sparsity": cell.sparsity, "distribution": distribution, "seed": cell.seed}
+    settings["dense_last"] = False
     if name == "gradual":
-        return train.Gradual(**settings, start=0.2, end=0.75, every=1000)
+        return [train.Gradual(**settings, start=0.2, end=0.75, every=1000)]
     if name == "static":
-        return train.Static(**settings)
-    return {"set": train.SET, "rigl": train.RigL}[name](**settings, every=1000, share=0.5, end=1.0)
+        own = train.Static(**settings)
+    else:
+        own = {"set": train.SET, "rigl": train.RigL}[name](**settings, every=1000, share=0.5, end=0.75)
+    return [own, SparseStart(own)]
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell, kept: Path) -> dict[str, Any]:
     """Train and evaluate."""
     torch.set_num_threads(1)
-    env = gym.make(cell.env)
-    inputs, actions = env.observation_space.shape[0], env.action_space.n
-    width = narrow(inputs, actions, cell.sparsity) if cell.method == "narrow" else WIDTH
-    model = TheirDQN(
-        "MlpPolicy", env, learning_rate=1e-3, buffer_size=100_000, learning_starts=1000, batch_size=128, gamma=0.99,
-        train_freq=1, gradient_steps=1, target_update_interval=100, exploration_fraction=1000 / cell.steps,
-        exploration_final_eps=0.01, policy_kwargs={"net_arch": [width, width]}, seed=cell.seed, device="cpu",
-    )  # fmt: skip
-    evaluate = Evaluate(cell.env, max(cell.steps // EVALUATIONS, 1))
-    own = pruning(cell)
+    path = kept / f"{cell.env}_{cell.seed}_{cell.steps}.pt"
     begun = time.process_time()
-    model.learn(cell.steps, callback=[evaluate] if own is None else [own, evaluate])
+    if cell.method in ("linear", "stop-early"):
+        if not path.is_file():
+            run(replace(cell, method="dense", sparsity=0.0), kept)
+        begun = time.process_time()
+        return derived(cell, path) | {"cpu_seconds": round(time.process_time() - begun, 1)}
+    env = make(cell.env)
+    inputs, actions = env.observation_space.shape[0], env.action_space.n
+    width = narrow(inputs, actions, cell.sparsity) if cell.method.startswith("narrow") else WIDTH
+    model = dqn(cell.env, [width, width], rate=cell.rate, steps=cell.steps, seed=cell.seed)
+    half = cell.steps // 2 if cell.method == "dense" else 0
+    evaluate = Evaluate(cell.env, max(cell.steps // EVALUATIONS, 1), EPISODES, half)
+    model.learn(cell.steps, callback=[*pruning(cell), evaluate])
     seconds = time.process_time() - begun
+    if cell.method == "dense":
+        keep(path, model, evaluate)
     last = evaluate.returns[-max(len(evaluate.returns) // 10, 1) :]
-    left = sum(int((p != 0).sum()) for p in model.q_net.parameters())
     return {
-        **vars(cell), "width": width, "nonzero": left, "returns": evaluate.returns, "score": float(np.mean(last)),
-        "cpu_seconds": round(seconds, 1),
+        **asdict(cell), "score": float(np.mean(last)), "width": width, "nonzero": nonzero(model.q_net),
+        "returns": [round(r, 2) for r in evaluate.returns], "cpu_seconds": round(seconds, 1),
     }  # fmt: skip
 
 
-def table(folder: Path) -> str:
+def derived(cell: Cell, path: Path) -> dict[str, Any]:
+    """Make a policy from the dense run of the same seed, and evaluate it."""
+    if cell.method == "linear":
+        network, steps = linear_policy(path, cell.env, cell.seed)
+    else:
+        network, steps = stop_early(path, cell.sparsity, cell.seed)
+    number = max(EVALUATIONS // 10, 1)
+    envs = [make(cell.env) for _ in range(EPISODES)]
+    firsts = [FIRST_SEED + EPISODES * (EVALUATIONS - number + i) for i in range(number)]
+    score = float(np.mean([play(network, envs, first) for first in firsts]))
+    return {**asdict(cell), "score": score, "nonzero": nonzero(network), "taken": steps}
+
+
+def nonzero(network: torch.nn.Module) -> int:
+    """Return how many parameters are not zero."""
+    return sum(int((p != 0).sum()) for p in network.parameters())
+
+
+def done(data: Path) -> dict[Cell, dict[str, Any]]:
+    """Return the runs that are in the file."""
+    lines = [json.loads(line) for line in data.read_text().splitlines()] if data.exists() else []
+    return {Cell(**{n: r[n] for n in Cell.__dataclass_fields__}): r for r in lines}
+
+
+def ensure(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    """Return a run's result; run it if it is not in the file."""
+    if (found := done(args.data).get(cell)) is not None:
+        return found
+    result = run(cell, args.kept)
+    with args.data.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(f"{asdict(cell)}: {result['score']:.1f} ({result['cpu_seconds']} CPU s)", flush=True)
+    return result
+
+
+def tuned(cell: Cell, args: argparse.Namespace) -> Cell:
+    """Return the cell with the learning rate that is best on the seeds of tuning."""
+
+    def mean(rate: float) -> float:
+        trials = [replace(cell, method="narrow-tuning", rate=rate, seed=seed) for seed in args.tuning_seeds]
+        return float(np.mean([ensure(trial, args)["score"] for trial in trials]))
+
+    return replace(cell, rate=max(args.rates, key=mean))
+
+
+def table(found: list[dict[str, Any]]) -> str:
     """Return the table of what is there, with 95 % intervals over seeds (Student's t) and the published numbers."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    lines = ["| env | method | sparsity | steps | seeds | score | 95 % | published | parameters |", "|---" * 9 + "|"]
-    for key in sorted({(r["env"], r["method"], r["sparsity"], r["steps"]) for r in found}):
-        mine = [r for r in found if (r["env"], r["method"], r["sparsity"], r["steps"]) == key]
+    lines = [
+        "| env | sparsity | method | rate | steps | seeds | score | 95 % | published | parameters | CPU s |",
+        "|---" * 11 + "|",
+    ]
+    columns = ("env", "sparsity", "method", "rate", "steps")
+    for key in sorted(
+        {tuple(r[c] for c in columns) for r in found}, key=lambda k: (*k[:2], METHODS_ORDER[k[2]], *k[3:])
+    ):
+        mine = [r for r in found if tuple(r[c] for c in columns) == key]
         scores = np.array([r["score"] for r in mine])
-        known = PUBLISHED.get(key[:2], {}).get(key[2], "–")
-        left = round(float(np.mean([r["nonzero"] for r in mine])))
+        known = PUBLISHED.get((key[0], key[2]), {}).get(key[1], "–")
+        left, seconds = (round(float(np.mean([r[c] for r in mine]))) for c in ("nonzero", "cpu_seconds"))
         lines.append(
-            f"| {key[0]} | {key[1]} | {key[2]:g} | {key[3]} | {len(scores)} | {scores.mean():.1f} | "
-            f"{interval_of(scores)} | {known} | {left} |"
+            f"| {key[0]} | {key[1]:g} | {key[2]} | {key[3]:g} | {key[4]:,} | {len(scores)} | {scores.mean():.1f} | "
+            f"{interval_of(scores)} | {known} | {left:,} | {seconds} |"
         )
     return "\n".join(lines)
+
+
+METHODS_ORDER = {name: place for place, name in enumerate((*METHODS, "narrow-tuning"))}
 
 
 def interval_of(scores: np.ndarray) -> str:
@@ -185,6 +201,17 @@ def interval_of(scores: np.ndarray) -> str:
     return f"{scores.mean() - half:.1f} … {scores.mean() + half:.1f}"
 
 
+def cells_of(args: argparse.Namespace) -> list[Cell]:
+    """Return what is asked for, once each, seed by seed, and the narrow network where one is sparse."""
+    sparse = any(m not in WITHOUT_SPARSITY for m in args.methods)
+    methods = [*args.methods, "narrow"] if sparse else args.methods
+    found = [
+        Cell(env, method, 0.0 if method in WITHOUT_SPARSITY else sparsity, RATE, seed, args.steps)
+        for seed in args.seeds for env in args.envs for sparsity in args.sparsities for method in methods
+    ]  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
 def main() -> None:
     """Run the cells that are asked for and not there yet, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,24 +219,21 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.9, 0.95])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates that narrow-tuned tries")
+    parser.add_argument("--tuning-seeds", nargs="+", type=int, default=[100], help="seeds that it tries them on")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of a run; the paper's are 100,000")
-    parser.add_argument("--out", type=Path, default=Path("runs/graesser"), help="folder of the results")
+    parser.add_argument("--data", type=Path, default=DATA, help="JSON lines, one a run")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="folder of dense networks")
     parser.add_argument("--print", action="store_true", help="run nothing")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    methods = args.methods if "narrow" in args.methods or args.methods == ["dense"] else [*args.methods, "narrow"]
-    cells = {
-        Cell(env, method, 0.0 if method == "dense" else sparsity, seed, args.steps): None
-        for seed in args.seeds for env in args.envs for sparsity in args.sparsities for method in methods
-    }  # fmt: skip
-    for cell in () if args.print else cells:
-        path = args.out / cell.file
-        if path.is_file():
-            continue
-        result = run(cell)
-        write_atomically(path, json.dumps(result))
-        print(f"{cell.file}: {result['score']:.1f} ({result['cpu_seconds']} CPU s)", flush=True)
-    print(table(args.out))
+    if set(args.seeds) & set(args.tuning_seeds):
+        parser.error("--seeds and --tuning-seeds overlap. Choose on some seeds and report others.")
+    args.data.parent.mkdir(parents=True, exist_ok=True)
+    for cell in () if args.print else cells_of(args):
+        ensure(tuned(cell, args) if cell.method == "narrow-tuned" else cell, args)
+    print("# Graesser et al. 2022, classic control\n\n`python benchmarks/graesser.py --print`\n")
+    print(table(list(done(args.data).values())))
+    print(f"\n{platform.machine()}, one core a run, torch {torch.__version__} on one thread.")
 
 
 if __name__ == "__main__":
