@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,63 @@ def test_the_cheap_way_equals_multiplying_everything_after_each_step(name: str, 
             assert torch.equal(first, second)
             pairs = zip(moments_of(optimizers[0], first), moments_of(optimizers[1], second), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.skipif(not masks.MKL, reason="PyTorch was built without MKL")
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw", "nadam", "radam", "rmsprop", "adagrad"])
+def test_no_root_meets_a_masked_zero_and_none_but_the_step_sees_it(name: str) -> None:
+    network = nn.Linear(3, 2)
+    optimizer = OPTIMIZERS[name](network.parameters())
+    held = masks.hold(optimizer, dict(network.named_parameters()), {"weight": MASK})
+    update(network, optimizer)
+    seen: dict[str, list[Tensor]] = {"within": [], "after": []}
+
+    def look(when: str) -> None:
+        state = optimizer.state[network.weight]
+        seen[when] = [moment.clone() for key, moment in state.items() if key in masks.ROOTED]
+
+    optimizer.register_step_pre_hook(lambda *_: look("within"))
+    optimizer.register_step_post_hook(lambda *_: look("after"))
+    for mask in (MASK, ~MASK):
+        held.replace({"weight": mask})
+        kept = optimizer.state[network.weight]
+        start = [moment[mask].clone() for key, moment in kept.items() if key in masks.ROOTED]
+        update(network, optimizer)
+        assert len(seen["within"]) == len(seen["after"]) == 1
+        assert torch.equal(seen["within"][0][~mask], torch.full((int((~mask).sum()),), masks.FLOOR))
+        assert torch.equal(seen["within"][0][mask], start[0])
+        assert bool((seen["after"][0][~mask] == 0).all())
+
+
+def test_moments_that_were_put_aside_are_left_alone() -> None:
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    masks.hold(optimizer, dict(network.named_parameters()), {"weight": MASK})
+    update(network, optimizer)
+    aside = optimizer.state[network.weight]["exp_avg_sq"]
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    aside.fill_(1.0)
+    update(network, optimizer)
+    assert bool((aside == 1.0).all())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_that_fails_leaves_nothing_that_is_masked(name: str) -> None:
+    network = nn.Linear(3, 2)
+    optimizer = OPTIMIZERS[name](network.parameters())
+    masks.hold(optimizer, dict(network.named_parameters()), {"weight": MASK})
+    update(network, optimizer)
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        update(network, optimizer)
+    hook.remove()
+    update(network, optimizer)
+    for tensor in (network.weight, *moments_of(optimizer, network.weight)):
+        assert bool((tensor[~MASK] == 0).all())
 
 
 def test_every_optimizer_that_is_called_elementwise_is_tried() -> None:
