@@ -7,6 +7,7 @@ import pytest
 from small_programs import PROGRAMS, X, Y, inputs, matrix, one, quantized, shared
 from test_torch_module import run_torch
 
+from prunerl.deploy.interpret import run
 from prunerl.deploy.onnx.write import onnx_bytes, onnx_player
 from prunerl.deploy.program import Activation, Affine, Choose, Matrix, Program
 from prunerl.errors import ExportError
@@ -47,6 +48,14 @@ def test_the_batch_is_dynamic(count: int, tmp_path: Path) -> None:
 def test_bytes_are_what_is_stored(made: Matrix, stored: int) -> None:
     data = onnx_bytes(one(Affine(X, Y, made), (64,), (64,)))
     assert stored < len(data) < stored + 700
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_wide_products_of_coded_weights_are_computed_in_float32(bits: int, tmp_path: Path) -> None:
+    program = one(Affine(X, Y, quantized(64, 64, bits=bits)), (64,), (64,))
+    [made] = play(program, tmp_path / "policy.onnx", 16)
+    expected, _ = run(program, inputs(program, 16)[0])
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rounded_inputs_are_multiplied_as_integers() -> None:

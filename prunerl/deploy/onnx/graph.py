@@ -84,9 +84,8 @@ class Graph:
             places = self.node("Cast", codes, to=TensorProto.INT32)
             return self.node("Gather", self.constant(matrix.codebook), places)
         scale = np.asarray(matrix.scale)
-        if matrix.bits <= 8 and (matrix.codes < 0).any():
-            return self.node("DequantizeLinear", codes, self.constant(scale), axis=1 if turned else 0)
         column = scale if turned else scale.reshape(-1, *(1,) * (matrix.codes.ndim - 1))
+        # Not DequantizeLinear: ONNX Runtime joins it with a product, and then rounds the inputs to 8 bits as well.
         return self.node("Mul", self.node("Cast", codes, to=TensorProto.FLOAT), self.constant(column))
 
     def reshaped(self, name: str, shape: Shape) -> str:
