@@ -3,12 +3,15 @@
     python benchmarks/masks.py --out runs/masks.jsonl > docs/data/masks.md
 
 Each algorithm trains six live models side by side, all from the same weights: dense; dense once more, which shows what
-the noise is; masked once and then let go, which shows what a sparse start alone costs; with ``prunerl.masks.attach``;
-with ``torch.nn.utils.prune``; and with a parametrization that multiplies by the mask. Networks and training settings
-are those of the RL Zoo's entries for the environment, in one environment at a time. The sparsity of every weight matrix
-of the online networks is 0.9. A repetition calls ``learn()`` once for each, in an order that changes, and takes its
-CPU time (of this process, torch on one thread); what stands in the table is the median over the repetitions of the
-ratio to the dense model of the same repetition.
+the noise is; with ``prunerl.masks.attach``; with the callback ``prunerl.train.Static``; with ``torch.nn.utils.prune``;
+and with a parametrization that multiplies by the mask. Networks and training settings are those of the RL Zoo's entries
+for the environment, in one environment at a time. The sparsity of every weight matrix of the online networks is 0.9;
+the callback spreads the same sparsity over the hidden matrices alone, as is its default. A repetition calls ``learn()``
+once for each, in an order that changes, and takes its CPU time (of this process, torch on one thread); what stands in
+the table is the median over the repetitions of the ratio to the dense model of the same repetition. Every eight
+repetitions all models are made anew, since where tensors happen to lie in memory makes a difference too; the intervals
+are those of a bootstrap over these blocks. All repetitions together: the ratio of the summed times, with what happens
+now and then, such as the callback's look at dormant units.
 
 What PyTorch's ways do to a target network is shown by a second, untimed model that is masked as its user would do it,
 online network alone. For the timed one the target networks are masked as well, so that training runs at all.
@@ -41,36 +44,39 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from prunerl import masks
+from prunerl.train import Static
+from prunerl.train.callback import Sparse
 
 SPARSITY = 0.9
+BLOCK = 8
 WIDE = {"net_arch": [256, 256]}
 LATE = {"learning_starts": 200, "buffer_size": 20_000}
 ALGORITHMS: dict[str, tuple[str, str, int, Callable[[], BaseAlgorithm]]] = {
     # environment, widths, steps of one repetition, model
-    "PPO": ("Pendulum-v1", "64-64", 128, lambda: PPO(
+    "PPO": ("Pendulum-v1", "64-64", 256, lambda: PPO(
         "MlpPolicy", "Pendulum-v1", n_steps=128, batch_size=64, n_epochs=10, gamma=0.9, learning_rate=1e-3, seed=0,
         policy_kwargs={"net_arch": [64, 64]},
     )),
-    "DQN": ("MountainCar-v0", "256-256", 96, lambda: DQN(
+    "DQN": ("MountainCar-v0", "256-256", 192, lambda: DQN(
         "MlpPolicy", "MountainCar-v0", learning_rate=4e-3, batch_size=128, gamma=0.98, train_freq=16, gradient_steps=8,
         target_update_interval=600, seed=0, policy_kwargs=dict(WIDE), **LATE,
     )),
-    "SAC": ("Pendulum-v1", "256-256", 10, lambda: SAC(
+    "SAC": ("Pendulum-v1", "256-256", 12, lambda: SAC(
         "MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0, policy_kwargs=dict(WIDE), **LATE,
     )),
-    "TD3": ("Pendulum-v1", "256-256", 16, lambda: TD3(
+    "TD3": ("Pendulum-v1", "256-256", 24, lambda: TD3(
         "MlpPolicy", "Pendulum-v1", gamma=0.98, learning_rate=1e-3, seed=0, policy_kwargs=dict(WIDE), **LATE,
     )),
-    "TQC": ("Pendulum-v1", "256-256", 8, lambda: TQC(
+    "TQC": ("Pendulum-v1", "256-256", 12, lambda: TQC(
         "MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0, policy_kwargs=dict(WIDE), **LATE,
     )),
 }  # fmt: skip
-WAYS = ("prunerl", "prune", "parametrize")
-ARMS = ("dense", "again", "let go", *WAYS)
+WAYS = ("prunerl", "static", "prune", "parametrize")
+ARMS = ("dense", "again", *WAYS)
 LABELS = {
     "again": "dense again",
-    "let go": "masked once, let go",
     "prunerl": "`prunerl.masks`",
+    "static": "`prunerl.train.Static`",
     "prune": "`torch.nn.utils.prune`",
     "parametrize": "`parametrize`",
 }
@@ -91,64 +97,70 @@ def main() -> None:
     """Measure what is missing and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
-    parser.add_argument("--repetitions", type=int, default=80, help="of each algorithm")
+    parser.add_argument("--blocks", type=int, default=20, help=f"of each algorithm, of {BLOCK} repetitions each")
     parser.add_argument("--length", type=float, default=1.0, help="factor of the steps of one repetition")
     parser.add_argument("--out", type=Path, default=Path("runs/masks.jsonl"), help="file of finished measurements")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for name in given.algorithms:
-        measure(name, given.repetitions, given.length, given.out)
-    print("\n".join(table(given.algorithms, entries(given.out))))
+        if not any("exact" in entry for entry in of(name, given.out)):
+            append(given.out, {"algorithm": name, "exact": {way: examine(name, way) for way in WAYS}})
+    for block in range(given.blocks):
+        for name in given.algorithms:
+            if sum("block" in entry for entry in of(name, given.out)) <= block:
+                append(given.out, {"algorithm": name, "block": measure(name, given.length)})
+    if not of("Adam", given.out):
+        append(given.out, {"algorithm": "Adam", "microseconds": adam()})
+    print("\n".join(table(given.algorithms, given.out)))
 
 
-def measure(name: str, repetitions: int, length: float, out: Path) -> None:
-    """Append to ``out`` what it lacks of one algorithm."""
-    done = [entry for entry in entries(out) if entry["algorithm"] == name]
-    if not any("exact" in entry for entry in done):
-        append(out, {"algorithm": name, "exact": {way: examine(name, way) for way in WAYS}})
-    missing = repetitions - sum("seconds" in entry for entry in done)
-    if missing <= 0:
-        return
+def measure(name: str, length: float) -> list[dict[str, float]]:
+    """Return the seconds of each arm, repetition by repetition, of models that are made for it."""
     _, _, steps, make = ALGORITHMS[name]
-    clock = Clock()  # before the hooks are made
     models = {way: warmed(make()) for way in ARMS}
     decided = drawn(models["dense"])
+    callbacks = {way: mask(model, way, decided, targets=True) for way, model in models.items()}
     for way, model in models.items():
-        mask(model, way, decided, targets=True)
-    for index in range(missing + 1):  # the first one warms up
+        model.learn(settling(model, steps), callback=callbacks[way], reset_num_timesteps=False)
+    found = []
+    for index in range(BLOCK):
         order = [ARMS[(i + index) % len(ARMS)] for i in range(len(ARMS))]
-        order = order[::-1] if index // len(ARMS) % 2 else order
-        seconds, hooks = {}, 0.0
-        for way in order:
+        seconds = {}
+        for way in order if index % 2 else order[::-1]:
             gc.collect()
-            clock.seconds = 0.0
             start = time.process_time()
-            models[way].learn(round(steps * length), reset_num_timesteps=False)
+            models[way].learn(round(steps * length), callback=callbacks[way], reset_num_timesteps=False)
             seconds[way] = time.process_time() - start
-            hooks = clock.seconds if way == "prunerl" else hooks
-        if index:
-            append(out, {"algorithm": name, "seconds": seconds, "hooks": hooks})
-        print(f"{name} {index}/{missing}: " + " ".join(f"{w} {s:.3f}" for w, s in seconds.items()), file=sys.stderr)
+        found.append(seconds)
+        print(f"{name} {index + 1}/{BLOCK}: " + " ".join(f"{w} {s:.3f}" for w, s in seconds.items()), file=sys.stderr)
+    return found
 
 
-class Clock:
-    """The time that goes into the hooks of ``prunerl.masks``, the clock's own included."""
+def settling(model: BaseAlgorithm, steps: int) -> int:
+    """Return for how many steps a model trains before it is timed; a callback needs more than one rollout."""
+    return 4 * model.n_steps if isinstance(model, PPO) else steps
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        for name in ("before", "after"):
-            setattr(masks._Keeper, name, self.timed(getattr(masks._Keeper, name)))
 
-    def timed(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """Return the hook with its time taken."""
-
-        def run(*arguments: Any) -> None:
+def adam() -> dict[str, list[float]]:
+    """Return the microseconds of one step of Adam on one matrix, each time that it was taken."""
+    keep = torch.rand(256, 256, generator=torch.Generator().manual_seed(0)) >= SPARSITY
+    steps: dict[str, Callable[[], Any]] = {}
+    for way in ("dense", "zeros", "held"):
+        layer = nn.Linear(256, 256, bias=False)
+        optimizer = torch.optim.Adam(layer.parameters())
+        layer.weight.grad = torch.randn(256, 256) * (1.0 if way == "dense" else keep)
+        if way == "held":
+            masks.hold(optimizer, {"weight": layer.weight}, {"weight": keep})
+        steps[way] = optimizer.step
+    found: dict[str, list[float]] = {way: [] for way in steps}
+    for _ in range(300):
+        for way, step in steps.items():
             start = time.process_time()
-            hook(*arguments)
-            self.seconds += time.process_time() - start
-
-        return run
+            for _ in range(10):
+                step()
+            found[way].append((time.process_time() - start) * 1e5)
+    return found
 
 
 def warmed(model: BaseAlgorithm) -> BaseAlgorithm:
@@ -169,12 +181,12 @@ def target_of(name: str) -> str:
     return f"{network}_target.{rest}"
 
 
-def mask(model: BaseAlgorithm, way: str, decided: dict[str, Tensor], *, targets: bool) -> None:
-    """Mask a live model in one of the ways; ``targets`` concerns PyTorch's two."""
+def mask(model: BaseAlgorithm, way: str, decided: dict[str, Tensor], *, targets: bool) -> Sparse | None:
+    """Mask a live model in one of the ways; ``targets`` concerns PyTorch's two. Return the callback where it is one."""
+    if way == "static":
+        return Static(sparsity=SPARSITY)
     if way == "prunerl":
         masks.attach(model.policy, decided)
-    elif way == "let go":
-        masks.attach(model.policy, decided).remove()
     elif way in WAYS:
         known = dict(model.policy.named_parameters())
         for name, keep in decided.items():
@@ -186,6 +198,7 @@ def mask(model: BaseAlgorithm, way: str, decided: dict[str, Tensor], *, targets:
                         prune.custom_from_mask(module, leaf, keep)
                     else:
                         parametrize.register_parametrization(module, leaf, Masked(keep))
+    return None
 
 
 def examine(name: str, way: str) -> dict[str, str]:
@@ -195,7 +208,10 @@ def examine(name: str, way: str) -> dict[str, str]:
     decided = drawn(model)
     original = dict(model.policy.named_parameters())
     optimizers = {o for m in model.policy.modules() for o in vars(m).values() if isinstance(o, torch.optim.Optimizer)}
-    mask(model, way, decided, targets=False)
+    callback = mask(model, way, decided, targets=False)
+    if callback is not None:
+        model.learn(settling(model, 16), callback=callback, reset_num_timesteps=False)
+        decided = dict(callback.masks)
     revived = {"weights": 0, "moments": 0}
 
     def look(*_: Any) -> None:
@@ -207,7 +223,7 @@ def examine(name: str, way: str) -> dict[str, str]:
 
     for optimizer in optimizers:
         optimizer.register_step_post_hook(look)
-    said = {"training": attempt(lambda: model.learn(steps, reset_num_timesteps=False))}
+    said = {"training": attempt(lambda: model.learn(steps, callback=callback, reset_num_timesteps=False))}
     total = sum(int((~keep).sum()) for keep in decided.values())
     said["stored weights"] = f"{revived['weights']:,} of {total:,} not zero" if revived["weights"] else "exact"
     said["moments"] = f"{revived['moments']:,} not zero" if revived["moments"] else "exact"
@@ -216,10 +232,10 @@ def examine(name: str, way: str) -> dict[str, str]:
     said["targets"] = ("exact" if not wrong else f"{wrong:,} not zero") if pairs else "none"
     buffer = io.BytesIO()
     said["zip"] = attempt(lambda: (model.save(buffer), type(model).load(buffer)))
-    for part, _, leaf in (name.rpartition(".") for name in decided) if way != "prunerl" else ():
+    for part, _, leaf in (name.rpartition(".") for name in decided) if way.startswith("p") and way != "prunerl" else ():
         made_permanent(model.policy.get_submodule(part), leaf, way)
     said["sparsity after"] = f"{share(model, decided):.3f}"
-    trained_on = attempt(lambda: model.learn(steps, reset_num_timesteps=False))
+    trained_on = attempt(lambda: model.learn(steps, callback=callback, reset_num_timesteps=False))
     said["trained on"] = f"{share(model, decided):.3f}" if trained_on == "runs" else trained_on
     return said
 
@@ -247,30 +263,37 @@ def attempt(action: Callable[[], Any]) -> str:
     return "runs"
 
 
-def table(algorithms: list[str], found: list[dict[str, Any]]) -> Iterator[str]:
+def table(algorithms: list[str], out: Path) -> Iterator[str]:
     """Yield the lines of the report."""
     yield "# What it costs to hold masks while an agent trains\n"
     yield f"`{' '.join(['python', *sys.argv])}`\n"
     yield (
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
         f"Stable-Baselines3 {stable_baselines3.__version__}. CPU time of `learn()` relative to the dense model of the "
-        "same repetition: median, and the 95 % bootstrap interval of the median. Held : let go: `prunerl.masks` "
-        "relative to the model that was masked once and not held. In hooks: the share of `learn()` that is spent in "
-        f"prunerl's two hooks, by the clock; median. Sparsity {SPARSITY}.\n"
+        "same repetition: median, and its 95 % interval by a bootstrap over blocks of repetitions; below it the ratio "
+        f"of all repetitions together, with the interval of the same kind. Sparsity {SPARSITY}.\n"
     )
-    yield (
-        "| algorithm | environment | widths | repetitions | "
-        + " | ".join(LABELS.values())
-        + " | held : let go | in hooks |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "| algorithm | environment | widths | repetitions | " + " | ".join(LABELS.values()) + " |"
+    yield "|" + "---|" * (len(LABELS) + 4)
     for name in algorithms:
-        timed = [entry for entry in found if entry["algorithm"] == name and "seconds" in entry]
-        cells = [summary([e["seconds"][way] / e["seconds"]["dense"] for e in timed]) for way in ARMS[1:]]
-        cells.append(summary([e["seconds"]["prunerl"] / e["seconds"]["let go"] for e in timed]))
-        hooks = statistics.median(e["hooks"] / e["seconds"]["prunerl"] for e in timed)
+        blocks = [entry["block"] for entry in of(name, out) if "block" in entry]
         environment, widths = ALGORITHMS[name][:2]
-        yield f"| {name} | {environment} | {widths} | {len(timed)} | {' | '.join(cells)} | {hooks:.1%} |"
+        cells = [summary(blocks, way, middle) for way in LABELS]
+        yield f"| {name} | {environment} | {widths} | {BLOCK * len(blocks)} | {' | '.join(cells)} |"
+        cells = [summary(blocks, way, together) for way in LABELS]
+        yield f"| | | all together | | {' | '.join(cells)} |"
+    yield "\n## Where the time goes\n"
+    yield (
+        "Adam takes the square root of its second moments, and MKL's square root takes a slow path where it meets a "
+        "zero (and a slower one at a denormal number, which it does in dense networks as well, once a unit has been "
+        "dead for some 70,000 updates). So masked entries are held at 10⁻³⁰ within a step and at zero after it. One "
+        f"step on one 256 × 256 matrix, sparsity {SPARSITY}, median of CPU time:\n"
+    )
+    taken = {way: statistics.median(times) for way, times in of("Adam", out)[0]["microseconds"].items()}
+    yield "| | µs |\n|---|---|"
+    yield f"| dense | {taken['dense']:.0f} |"
+    yield f"| gradient, weights and moments zero where masked | {taken['zeros']:.0f} |"
+    yield f"| held by `prunerl.masks`, all it does included | {taken['held']:.0f} |"
     yield "\n## Whether they hold\n"
     yield (
         "Each way masks the online networks and trains. Stored weights and the optimizer's moments are looked at after "
@@ -282,20 +305,34 @@ def table(algorithms: list[str], found: list[dict[str, Any]]) -> Iterator[str]:
     keys = ("training", "stored weights", "moments", "targets", "zip", "sparsity after", "trained on")
     yield "| algorithm | way | " + " | ".join(keys) + " |\n|" + "---|" * (len(keys) + 2)
     for name in algorithms:
-        exact = next(entry["exact"] for entry in found if entry["algorithm"] == name and "exact" in entry)
+        exact = next(entry["exact"] for entry in of(name, out) if "exact" in entry)
         for way, said in exact.items():
             yield f"| {name} | {LABELS[way]} | " + " | ".join(said[key].replace("|", "/") for key in keys) + " |"
 
 
-def summary(ratios: list[float]) -> str:
-    """Return the median and its bootstrap interval."""
-    draws = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return f"{statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]"
+Block = list[dict[str, float]]
 
 
-def entries(out: Path) -> list[dict[str, Any]]:
-    """Return what is in the file; a line that was cut off by an interruption is left out."""
+def summary(blocks: list[Block], way: str, statistic: Callable[[list[Block], str], float]) -> str:
+    """Return a statistic of all blocks, and its interval when blocks are drawn again."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(len(blocks), size=(2000, len(blocks)))
+    low, high = np.quantile([statistic([blocks[i] for i in draw], way) for draw in drawn], [0.025, 0.975])
+    return f"{statistic(blocks, way):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def middle(blocks: list[Block], way: str) -> float:
+    """Return the median of the ratios to the dense model."""
+    return statistics.median(seconds[way] / seconds["dense"] for block in blocks for seconds in block)
+
+
+def together(blocks: list[Block], way: str) -> float:
+    """Return the ratio of the summed times."""
+    return sum(s[way] for block in blocks for s in block) / sum(s["dense"] for block in blocks for s in block)
+
+
+def of(name: str, out: Path) -> list[dict[str, Any]]:
+    """Return what the file has of one algorithm; a line that was cut off by an interruption is left out."""
     lines = out.read_text().splitlines() if out.is_file() else []
     found = []
     for line in lines:
@@ -303,7 +340,7 @@ def entries(out: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return [entry for entry in found if entry["algorithm"] == name]
 
 
 def append(out: Path, entry: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,12 @@ ROOTED = frozenset(("exp_avg_sq", "square_avg", "sum"))
 """Moments whose square root these optimizers take."""
 FLOOR = 1e-30
 """Masked entries of such moments during a step: where MKL's square root meets zeros, it is five times slower."""
+RAISED = 2048
+"""Entries from which on that is worth while."""
 MKL = bool(mkl.is_available())  # type: ignore[no-untyped-call]
+
+_NOTHING: Mapping[str, Any] = {}
+_VERSION = operator.attrgetter("_version")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,24 +181,21 @@ class _Keeper:
         self.state: list[Any] = []  # what the optimizer keeps for the weights; held on to, so that no id is used again
         self.ids: list[int] = []
         self.written = False
-        self.floors: list[tuple[Tensor, Tensor]] = []  # moment and what is added to it before the step
+        self.floors: list[tuple[Tensor, str, Tensor, Tensor]] = []  # weight, key, moment, what is added before a step
         self.raised: list[tuple[Tensor, Tensor]] = []  # moment and its mask, which brings it down again
 
-    @torch.no_grad()
     def before(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
         # A closure computes the gradient anew within the step.
         closure = len(arguments) > 1 or bool(options)
-        self.written = (
-            closure
-            or type(optimizer) not in ELEMENTWISE
-            or self.versions != _versions(self.known)
-            or not self.same(optimizer)
-        )
+        self.written = closure or type(optimizer) not in ELEMENTWISE or self.versions != _versions(self.known)
         _each(torch._foreach_mul_, [(p.grad, factor) for p, factor in self.held if p.grad is not None])
-        if not self.written:
-            _each(torch._foreach_add_, self.floors)
+        state = optimizer.state
+        # Moments that were put aside are no longer ours to write to.
+        _each(
+            torch._foreach_add_,
+            [(m, floor) for p, key, m, floor in self.floors if state.get(p, _NOTHING).get(key) is m],
+        )
 
-    @torch.no_grad()
     def after(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
         # The first step makes the moments, and load_state_dict puts others in their place.
         if self.written or not self.same(optimizer):
@@ -203,12 +206,12 @@ class _Keeper:
 
     def same(self, optimizer: Optimizer) -> bool:
         """Say whether the optimizer still keeps the very moments that were masked."""
-        return [id(value) for value in self.kept(optimizer)] == self.ids
+        return list(map(id, self.kept(optimizer))) == self.ids
 
     def kept(self, optimizer: Optimizer) -> list[Any]:
         """Return what the optimizer keeps for the held weights, moments and counters alike."""
         found = optimizer.state
-        return [value for parameter, _ in self.held if parameter in found for value in found[parameter].values()]
+        return [value for parameter, _ in self.held for value in found.get(parameter, _NOTHING).values()]
 
     @torch.no_grad()
     def enforce(self, optimizer: Optimizer) -> None:
@@ -220,18 +223,19 @@ class _Keeper:
             for key, value in optimizer.state[parameter].items() if parameter in optimizer.state else ():
                 if isinstance(value, Tensor) and value.shape == parameter.shape and key != "step":
                     pairs.append((value, factor))
-                    self._raise(optimizer, key, value, factor)
+                    self._raise(optimizer, parameter, key, factor)
         _each(torch._foreach_mul_, pairs + self.followers)
         self.known = [tensor for tensor, _ in pairs]
         self.versions = _versions(self.known)
         self.state = self.kept(optimizer)
-        self.ids = [id(value) for value in self.state]
+        self.ids = list(map(id, self.state))
 
-    def _raise(self, optimizer: Optimizer, key: str, moment: Tensor, factor: Tensor) -> None:
-        if type(optimizer) not in ELEMENTWISE or optimizer.defaults.get("fused") or not _in_mkl(moment):
+    def _raise(self, optimizer: Optimizer, weight: Tensor, key: str, factor: Tensor) -> None:
+        if type(optimizer) not in ELEMENTWISE or optimizer.defaults.get("fused") or not _in_mkl(weight):
             return
+        moment = optimizer.state[weight][key]
         if key in ROOTED:
-            self.floors.append((moment, (1.0 - factor) * FLOOR))
+            self.floors.append((weight, key, moment, (1.0 - factor) * FLOOR))
         if key in ROOTED or key == "max_exp_avg_sq":
             self.raised.append((moment, factor))
 
@@ -242,11 +246,12 @@ def _each(change: Callable[[list[Tensor], list[Tensor]], Any], pairs: list[tuple
 
 
 def _in_mkl(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) and MKL
+    known = tensor.dtype in (torch.float32, torch.float64)
+    return MKL and known and tensor.device.type == "cpu" and tensor.numel() >= RAISED
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:
-    return [tensor._version for tensor in tensors]
+    return list(map(_VERSION, tensors))
 
 
 def _check(parameters: Mapping[str, Tensor], masks: Masks) -> None:

@@ -45,6 +45,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 MASK = torch.tensor([[True, False, True], [False, True, True]])
 
 
+@pytest.fixture(autouse=True)
+def _small_moments_are_raised_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "RAISED", 1)
+
+
 def update(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     network(torch.ones(4, 3)).square().sum().backward()

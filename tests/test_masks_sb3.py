@@ -40,6 +40,11 @@ TARGETED = [name for name in MODELS if name != "ppo"]
 STEPS = 32
 
 
+@pytest.fixture(autouse=True)
+def _small_moments_are_raised_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "RAISED", 1)
+
+
 def built(name: str) -> BaseAlgorithm:
     """Return a model that has trained a little, so that it has momentum and targets of their own."""
     return MODELS[name]().learn(STEPS)
