@@ -203,9 +203,8 @@ def test_refitting_loses_less_than_cutting_and_distilling_less_than_refitting(na
     found = []
     for cut in (Cut(refit=False), Cut(), Cut(distill=300)):
         found.append(sum(shrunk(learnt(name, cut)).differences.values()))
-    print(found)
     assert found[1] < 0.7 * found[0]
-    assert found[2] < 1.05 * found[1]
+    assert found[2] < found[1]
 
 
 def test_a_network_that_keeps_its_widths_is_left_bit_for_bit() -> None:
@@ -232,12 +231,16 @@ def test_a_change_that_fails_leaves_the_model_as_it_is() -> None:
 def test_growing_changes_no_output_and_what_grew_learns(name: str) -> None:
     live = learnt(name, Cut())
     shrunk(live)
-    before = outputs(live.model)
+    before, old = outputs(live.model), copy.deepcopy(live.model.policy.state_dict())
     change = live.grow(everywhere(live, WIDE, WIDE))
-    after = outputs(live.model)
+    after, new = outputs(live.model), live.model.policy.state_dict()
     assert set(change.widths.values()) == {tuple(WIDE)}
-    for key in before:
-        assert torch.allclose(before[key], after[key], atol=1e-6, rtol=1e-6), key
+    for key in before:  # equal but for rounding: wider matrices are summed in another order
+        assert torch.allclose(before[key], after[key], atol=1e-5, rtol=1e-5), key
+    for key, tensor in old.items():
+        assert torch.equal(new[key][tuple(slice(0, length) for length in tensor.shape)], tensor), key
+        if tensor.dim() == 2:  # what was there reads the new units by zeros
+            assert not new[key][: len(tensor), tensor.shape[1] :].any(), key
     for optimizer in optimized(live.model):
         for parameter, entries in optimizer.state.items():
             for moment in (m for m in entries.values() if m.dim() == parameter.dim() > 0):
