@@ -1,19 +1,20 @@
 """Measure how much training time is saved by networks that shrink while they learn.
 
     python benchmarks/shrink.py > docs/data/shrink.md
-    python benchmarks/shrink.py --tasks ppo-cartpole --seeds 2
+    python benchmarks/shrink.py --tasks ppo-cartpole --seeds 10 20
 
-Arms, with equal environment steps: ``dense``; ``shrink``, which starts as wide as that and is cut once by
-``prunerl.train.Shrink``; ``narrow``, which has the final width from the start. Each measurement is a process of its own
-on one core with torch on one thread, and the arms of a seed follow each other. Seconds are CPU time within ``learn()``,
-all that shrinking does included. What is not: imports, to which belongs that of ``torch.export`` (1 to 3 s once a
-process, given in the data as ``imports``). Returns are means over 20 evaluation episodes, the same for all arms.
+Arms, with equal environment steps:
 
-The bound is f + (1 − f)·c: f is the share of the steps at full width, c the narrow arm's time over the
-dense one's.
+- ``dense``;
+- ``shrink``: as wide as that in the beginning, and cut once by ``prunerl.train.Shrink``;
+- ``adaptive``: the same by ``AdaptiveShrink``, down to that width at most; on one task and seed;
+- ``narrow``: the final width from the start, with the best of four learning rates, chosen on a seed of its own;
+- ``linear``: a policy without hidden layers, critics as narrow; on one seed;
+- ``early``: ``dense``, stopped early and pruned to the final width by least squares.
 
-PPO and SAC have the settings of the RL Zoo, but for the width; DQN those of Graesser et al. 2022, but for the loss
-(Huber's) and without their L2 penalty. Finished measurements are kept in ``--out`` and not repeated.
+Each measurement is a process of its own on one core with torch on one thread, and the arms of a seed follow each other.
+Seconds are CPU time within ``learn()``, with all that shrinking does and all that PyTorch imports there. Evaluation
+episodes begin in the same states for all arms. Finished measurements are kept in ``--out`` and not repeated.
 """
 
 from __future__ import annotations
@@ -25,83 +26,25 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-EPISODES = 20
-ARMS = ("dense", "shrink", "narrow")
-Result = dict[str, Any]
+from shrink_arms import TASKS, Result, Task, measure
 
+from prunerl import stats
+from prunerl.train.shrink import time_ratio
 
-@dataclass(frozen=True)
-class Task:
-    """One training: what, where, how long, how wide, and when it is cut."""
-
-    title: str
-    algorithm: str
-    env: str
-    steps: int
-    width: int
-    narrow: int
-    at: float
-    settings: Mapping[str, Any]
-    envs: int = 1
-
-
-TASKS = {
-    "ppo-cartpole": Task(
-        "PPO CartPole-v1",
-        "PPO",
-        "CartPole-v1",
-        100_000,
-        256,
-        64,
-        0.1,
-        {
-            "n_steps": 32,
-            "batch_size": 256,
-            "gae_lambda": 0.8,
-            "gamma": 0.98,
-            "n_epochs": 20,
-            "ent_coef": 0.0,
-            "learning_rate": lambda left: 0.001 * left,
-            "clip_range": lambda left: 0.2 * left,
-        },
-        envs=8,
-    ),
-    "sac-pendulum": Task("SAC Pendulum-v1", "SAC", "Pendulum-v1", 20_000, 256, 64, 0.2, {"learning_rate": 1e-3}),
-    "dqn-acrobot": Task(
-        "DQN Acrobot-v1",
-        "DQN",
-        "Acrobot-v1",
-        100_000,
-        512,
-        64,
-        0.2,
-        {
-            "learning_rate": 1e-3,
-            "gamma": 0.99,
-            "batch_size": 128,
-            "buffer_size": 100_000,
-            "learning_starts": 1000,
-            "train_freq": 1,
-            "target_update_interval": 100,
-            "exploration_initial_eps": 0.01,
-            "exploration_final_eps": 0.01,
-        },
-    ),
-}
+ARMS = ("dense", "shrink", "adaptive", "narrow", "linear")
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+CHOOSING = 100
+TOLERANCE = 0.05
 
 
 def main() -> None:
-    """Measure what is missing and print the table."""
+    """Measure what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="by default those of the task")
+    parser.add_argument("--seeds", type=int, nargs="+", help="by default those of the task")
     parser.add_argument("--steps", type=int, help="environment steps, for a quick look; by default those of the task")
     parser.add_argument("--at", type=float, help="share of the steps after which it is cut; by default the task's")
     parser.add_argument("--width", type=int, help="units that are left in each layer; by default the task's")
@@ -111,123 +54,134 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(json.loads(given.one))))
         return
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    results = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    command = " ".join(["python benchmarks/shrink.py", *sys.argv[1:]])
+    print(
+        f"# What is saved by networks that shrink while they learn\n\n`{command}`, on one core of {platform.machine()}."
+    )
     for name in given.tasks:
-        wanted = [of_task(name, arm, seed, given) for seed in range(given.seeds) for arm in given.arms]
-        for asked in wanted:
-            if not any(r["asked"] == asked for r in results):
-                results.append(run(asked))
-                with given.out.open("a") as file:
-                    file.write(json.dumps(results[-1]) + "\n")
-        print_task(TASKS[name], [r for r in results if r["asked"] in wanted])
-    print(f"\n{platform.processor() or platform.machine()}, one core; `python benchmarks/shrink.py`")
+        arms = {seed: given.arms or default_arms(name, seed) for seed in given.seeds or TASKS[name].seeds}
+        rate, tuned = tuning(name, given) if any("narrow" in own for own in arms.values()) else (None, "")
+        wanted = [asked(name, arm, seed, given, rate) for seed, own in arms.items() for arm in own]
+        [chance] = measured([asked(name, "random", 0, given)], given.out)
+        print_task(TASKS[name], measured(wanted, given.out), statistics.fmean(chance["returns"]))
+        print(tuned, flush=True)
 
 
-def of_task(name: str, arm: str, seed: int, given: argparse.Namespace) -> Result:
+def default_arms(name: str, seed: int) -> list[str]:
+    """Return all arms; the linear one for one seed, the adaptive one for that where the task has it."""
+    task = TASKS[name]
+    once = ["linear", *(["adaptive"] if task.adaptive else [])] if seed == task.seeds[0] else []
+    return [arm for arm in ARMS if arm in ("dense", "shrink", "narrow", *once)]
+
+
+def asked(name: str, arm: str, seed: int, given: argparse.Namespace, rate: float | None = None) -> Result:
     """Return all that identifies a measurement."""
     task = TASKS[name]
+    cut = arm in ("shrink", "adaptive")
     return {
         "task": name,
         "arm": arm,
         "seed": seed,
         "steps": given.steps or task.steps,
         # The other arms do not depend on it, and are not measured again for another one.
-        "at": (given.at or task.at) if arm == "shrink" else None,
-        "width": (given.width or task.narrow) if arm != "dense" else task.width,
+        "at": (given.at or task.at) if cut else None,
+        "width": task.width if arm == "dense" else given.width or task.narrow,
+        "rate": rate if arm == "narrow" and rate else task.rate,
     }
 
 
-def run(asked: Result) -> Result:
-    """Measure in a process of its own."""
+def measured(wanted: list[Result], out: Path) -> list[Result]:
+    """Return measurements, each made in a process of its own if it is not there yet."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, __file__, "--one", json.dumps(asked)]
-    done = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True, check=True)
-    result: Result = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def measure(asked: Result) -> Result:
-    """Train one agent and evaluate it."""
-    import stable_baselines3
-    import torch
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
-
-    from prunerl.trace import trace
-    from prunerl.train.shrink import Shrink
-
-    torch.set_num_threads(1)
-    begun = time.process_time()
-    trace(torch.nn.Linear(2, 1), torch.zeros(3, 2))  # imports what torch.export needs
-    imports = time.process_time() - begun
-    task = TASKS[asked["task"]]
-    width = task.width if asked["arm"] == "shrink" else asked["width"]
-    model = getattr(stable_baselines3, task.algorithm)(
-        "MlpPolicy",
-        make_vec_env(task.env, task.envs, seed=asked["seed"]),
-        policy_kwargs={"net_arch": [width, width]},
-        seed=asked["seed"],
-        device="cpu",
-        **task.settings,
-    )
-    callback = Shrink(asked["at"], asked["width"]) if asked["arm"] == "shrink" else None
-    begun = time.process_time()
-    model.learn(asked["steps"], callback=callback)
-    seconds = time.process_time() - begun
-    returned, _ = evaluate_policy(
-        model, make_vec_env(task.env, 1, seed=10_000 + asked["seed"]), n_eval_episodes=EPISODES
-    )
-    cut = sum(change.seconds for change in callback.changes) if callback else 0.0
-    changes = [dict(change.differences) for change in callback.changes] if callback else []
-    return {
-        "asked": asked,
-        "seconds": seconds,
-        "cut": cut,
-        "return": float(returned),
-        "imports": imports,
-        "changes": changes,
-        "widths": model.policy_kwargs["net_arch"],
-    }
-
-
-def print_task(task: Task, results: list[Result]) -> None:
-    """Print one task's table."""
-    steps = results[0]["asked"]["steps"]
-    dense = {r["asked"]["seed"]: r for r in results if r["asked"]["arm"] == "dense"}
-    print(f"\n## {task.title}, {task.width}-{task.width}, {steps:,} steps\n")
-    print(
-        "| | width | CPU s | of it cutting | time / dense [least, most] | f + (1 − f)·c | return of each seed | mean |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for arm in ARMS:
-        own = [r for r in results if r["asked"]["arm"] == arm]
-        if not own:
+    for ask in wanted:
+        if any(r["asked"] == ask for r in known):
             continue
-        at = own[0]["asked"]["at"]
-        shares = [r["seconds"] / dense[r["asked"]["seed"]]["seconds"] for r in own if r["asked"]["seed"] in dense]
-        width = own[0]["asked"]["width"]
-        label = f"{task.width} → {width} at {at:.0%}" if arm == "shrink" else f"{width}"
-        seconds, cutting = (statistics.fmean(r[key] for r in own) for key in ("seconds", "cut"))
-        share = f"{statistics.fmean(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]" if shares else "—"
-        returns = [r["return"] for r in own]
-        cells = (
-            arm,
-            label,
-            f"{seconds:.1f}",
-            f"{cutting:.2f}" if arm == "shrink" else "—",
-            share,
-            bound(results, at) if arm == "shrink" else "—",
-            ", ".join(f"{value:.1f}" for value in returns),
-            f"{statistics.fmean(returns):.1f}",
-        )
-        print("| " + " | ".join(cells) + " |")
+        command = [sys.executable, __file__, "--one", json.dumps(ask)]
+        done = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True, check=True)
+        known.append(json.loads(done.stdout.splitlines()[-1]))
+        with out.open("a") as file:
+            file.write(json.dumps(known[-1]) + "\n")
+    return [next(r for r in known if r["asked"] == ask) for ask in wanted]
+
+
+def tuning(name: str, given: argparse.Namespace) -> tuple[float, str]:
+    """Return the narrow network's best learning rate on the seed for choosing, and what it was chosen from."""
+    tried = measured([asked(name, "narrow", CHOOSING, given, rate) for rate in RATES], given.out)
+    scores = {r["asked"]["rate"]: (statistics.fmean(r["returns"]), r["training"]) for r in tried}
+    listed = "; ".join(f"{rate:g}: {played:.1f} ({trained:.1f})" for rate, (played, trained) in scores.items())
+    best = max(scores, key=lambda rate: scores[rate])
+    return best, (
+        f"\nLearning rate of `narrow`, chosen on seed {CHOOSING} by the return in evaluation, then by that of its "
+        f"last 100 training episodes, in brackets: {listed}."
+    )
+
+
+def print_task(task: Task, results: list[Result], chance: float) -> None:
+    """Print one task's table."""
+    dense = {r["asked"]["seed"]: r for r in results if r["asked"]["arm"] == "dense"}
+    steps = results[0]["asked"]["steps"]
+    print(f"\n## {task.title}, {task.width}-{task.width}, {steps:,} steps\n")
+    print("Seeds " + ", ".join(f"{seed}" for seed in dict.fromkeys(r["asked"]["seed"] for r in results)), end=". ")
+    print(f"Random actions: {chance:.1f}. Difference: paired by episode, in shares of dense − random, 95 % interval.\n")
+    print("| | width | rate | CPU s | time / dense [least, most] | bound | return of each seed | mean | difference |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    early = [{**r, **r["early"], "asked": {**r["asked"], "arm": "early"}} for r in dense.values() if "early" in r]
+    for arm in (*ARMS, "early"):
+        own = [r for r in [*results, *early] if r["asked"]["arm"] == arm]
+        if own:
+            print("| " + " | ".join(cells(task, arm, own, results, chance)) + " |")
+    for arm in ("shrink", "adaptive"):
+        for r in (r for r in results if r["asked"]["arm"] == arm):
+            print_changes(arm, r)
+
+
+def cells(task: Task, arm: str, own: list[Result], results: list[Result], chance: float) -> tuple[str, ...]:
+    """Return one row."""
+    dense = {r["asked"]["seed"]: r for r in results if r["asked"]["arm"] == "dense"}
+    at, width, seed = (own[0]["asked"][key] for key in ("at", "width", "seed"))
+    label = {
+        "shrink": f"{task.width} → {width} at {at}",
+        "adaptive": f"{task.width} → ≥ {width} from {at}",
+        "linear": "none",
+        "early": f"{task.width} → {task.narrow} after {task.early:.0%}",
+    }.get(arm, f"{width}")
+    paired = [(r, dense[r["asked"]["seed"]]) for r in own if r["asked"]["seed"] in dense]
+    shares = [r["seconds"] / d["seconds"] for r, d in paired]
+    means = [statistics.fmean(r["returns"]) for r in own]
+    difference = "—"
+    if paired and arm != "dense" and statistics.fmean(v for _, d in paired for v in d["returns"]) > chance:
+        there = [[value for pair in paired for value in pair[side]["returns"]] for side in (1, 0)]
+        found = stats.verdict(*there, chance, tolerance=TOLERANCE, first_seed=seed)
+        low, high = found.interval
+        judged = f"not inferior by {TOLERANCE}" if found.satisfied else "not shown"
+        difference = f"{found.normalized - 1.0:+.3f} [{low:+.3f}, {high:+.3f}], {judged}"
+    return (
+        f"`{arm}`",
+        label,
+        f"{own[0]['asked']['rate']:g}",
+        f"{statistics.fmean(r['seconds'] for r in own):.1f}",
+        f"{statistics.fmean(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]" if shares else "—",
+        bound(results, at) if arm == "shrink" else "—",
+        ", ".join(f"{value:.1f}" for value in means),
+        f"{statistics.fmean(means):.1f}",
+        difference,
+    )
+
+
+def print_changes(arm: str, result: Result) -> None:
+    """Print what was changed when in one run."""
+    changes = [
+        f"at {step:,} {max(max(layers) for layers in widths.values())} ({seconds:.2f} s, outputs by "
+        f"{max(differences.values()):.3f})"
+        for step, widths, differences, seconds in result["changes"]
+    ]
+    print(f"\n`{arm}`, seed {result['asked']['seed']}: " + "; ".join(changes) + ".")
 
 
 def bound(results: list[Result], at: float) -> str:
-    """Return what the narrow arm's time says that shrinking can reach."""
-    from prunerl.train.shrink import time_ratio
-
+    """Return f + (1 − f)·c, the narrow arm's time over the dense one's being c."""
     mean = {
         arm: statistics.fmean(r["seconds"] for r in results if r["asked"]["arm"] == arm)
         for arm in ("dense", "narrow")
