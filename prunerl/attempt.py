@@ -18,7 +18,7 @@ from prunerl.evidence import VisitedEvidence
 from prunerl.remove import follow, kept_rows, layer_order, remove
 from prunerl.repair.distill import Lessons, answers, divergences
 from prunerl.repair.least_squares import least_squares
-from prunerl.students import LARGE, MOST_ITERATIONS, STUDENTS, Result, calibrated, distilled
+from prunerl.students import MOST_ITERATIONS, STUDENTS, Result, calibrated, distilled, effort_of
 from prunerl.task import Candidate, Task, merged, scale_of, some
 from prunerl.trace import Trace, activity, features, groups
 from prunerl.types import Agent, Decision, Group, Round, Scores, Stage, State, Structure
@@ -139,7 +139,7 @@ def _cuts(
 
     present = ways(candidate, ALTERNATIVES)
     first = next(present)
-    if structure != "units" or sum(first.state.tensors[n].numel() for n in candidate.traced.parameters) > LARGE:
+    if structure != "units" or effort_of(task, candidate.traced, first.state)[0].students == 1:
         return [first]
     if candidate.origin is None:
         return [first, *present]

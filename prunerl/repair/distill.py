@@ -87,7 +87,8 @@ def distill(
         masks: Single weights held at zero.
         head: What the outputs mean.
         lessons: What to learn.
-        updates: Steps of Adam with a one-cycle learning rate.
+        updates: Steps of Adam with a one-cycle learning rate; with a guide the rate stays at its peak after the
+            warm-up, and the result is the mean of the weights in the second half.
         learning_rate: Its peak.
         generator: Draws the minibatches.
         batch: Inputs in a minibatch.
@@ -99,7 +100,7 @@ def distill(
         The trained tensors of each student.
 
     Reference: Rusu 2016 (policy distillation), eq. 3; Ross 2011 (DAgger) for the states; Ross & Bagnell 2014
-    (AggreVaTe) for the regret; Smith 2018 (one-cycle).
+    (AggreVaTe) for the regret; Smith 2018 (one-cycle); Izmailov 2018 (mean of weights).
     """
     standard = _standard(traced, students[0], lessons.observations)
     names = [n for n in traced.parameters if n in traced.trainable and students[0][n].is_floating_point()]
@@ -110,20 +111,21 @@ def distill(
     wanted = heads.executed(head, lessons.answers) if head.kind == "gaussian" else _log_probabilities(head, lessons)
     spread = wanted.std(dim=0).clamp_min(1e-3)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=WARM_UP)
+    schedule = _schedule(optimizer, learning_rate, updates, steady=guide is not None)
     constrained = _Constrained(traced, masks, standard, project)
     run = _side_by_side(traced, fixed, constrained, len(students))
     own = tastes(len(students))
     regret = _regret(head, lessons)
     weight = torch.tensor([1.0 if regret is None else t.divergence for t in own])
     weight = weight.view(-1, *[1] * (lessons.answers.dim() - 1))
-    for _ in range(updates):
+    mean, half = trained, updates // 2
+    for update in range(updates):
         index = _minibatches(lessons, own, generator, batch)
         outputs, target = run(trained, inputs[index]), wanted[index]
         if head.kind == "gaussian":
             loss = _action_error(head, target, outputs, spread)
             if guide is not None and head.squashed:
-                loss = loss + shortfall(guide, index, outputs.tanh())
+                loss = loss + shortfall(guide, index, outputs.tanh(), turn=update)
         else:
             learnt = heads.log_probabilities(head, outputs, scale=lessons.scale)
             loss = weight * (target.exp() * (target - learnt)).sum(dim=-1)
@@ -133,13 +135,33 @@ def distill(
         loss.flatten(1).mean(dim=-1).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+        if guide is not None and update >= half:
+            mean = _mean(mean if update > half else None, trained, 1 / (update - half + 1))
     result = []
     for i, student in enumerate(students):
         with torch.no_grad():
-            restored = _restored(traced, constrained({n: t.detach()[i].clone() for n, t in trained.items()}), standard)
+            restored = _restored(traced, constrained({n: t.detach()[i].clone() for n, t in mean.items()}), standard)
             # Standardising and back is exact up to rounding; a constraint holds to the last bit.
             result.append({**student, **restored, **(project(restored) if project is not None else {})})
     return result
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, peak: float, updates: int, *, steady: bool
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return a one-cycle learning rate, or a steady one after a warm-up."""
+    if not steady:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=updates, pct_start=WARM_UP)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / (WARM_UP * updates)))
+
+
+def _mean(mean: dict[str, Tensor] | None, tensors: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Move a mean of tensors in place by ``share`` of the way to these; None is the mean of none."""
+    now = {n: t.detach() for n, t in tensors.items()}
+    if mean is None:
+        return {n: t.clone() for n, t in now.items()}
+    torch._foreach_lerp_(list(mean.values()), list(now.values()), share)
+    return mean
 
 
 @dataclass(frozen=True, eq=False)

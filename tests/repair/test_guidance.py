@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunerl.repair.distill import Lessons, distill
-from prunerl.repair.guidance import WEIGHT, guide, shortfall
+from prunerl.repair.guidance import WEIGHT, features, guide, shortfall
 from prunerl.trace import forward, trace
 from prunerl.types import Critic, Head
 
@@ -30,12 +30,23 @@ def critic(wished: float, actions: int = 1) -> Critic:
     return Critic("qf", Wish(wished), lambda x: torch.cat([x, 0.5 * x[..., :1]], dim=-1), "qf", actions)
 
 
-def test_the_least_of_the_critics_counts() -> None:
+def test_critics_take_turns_and_their_mean_spreads() -> None:
     states = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])
     made = guide([critic(0.0), critic(1.0)], states)
     assert made is not None
-    # The dense agent does 0, 1 and 2, of which the critics that like it less think −1, −1 and −4.
-    assert made.spread == pytest.approx(np.std([-1.0, -1.0, -4.0], ddof=1))
+    # The dense agent does 0, 1 and 2: worth 0, −1 and −4 to one, −1, 0 and −1 to the other.
+    assert made.spread == pytest.approx(np.std([-0.5, -0.5, -2.5], ddof=1))
+    at, actions = torch.tensor([0]), torch.tensor([[0.5]])
+    for turn, wished in enumerate([0.0, 1.0, 0.0]):
+        expected = WEIGHT * (0.5 - wished) ** 2 / made.spread
+        assert float(shortfall(made, at, actions, turn=turn)) == pytest.approx(expected)
+
+
+def test_features_are_those_of_the_guide() -> None:
+    states = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])
+    made = guide([critic(0.0)], states)
+    assert made is not None
+    torch.testing.assert_close(features(made, states), made.features)
 
 
 def test_shortfall_by_hand() -> None:
