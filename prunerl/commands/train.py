@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunerl.errors import LoadError, RunError
+from prunerl.errors import BudgetError, LoadError, RunError
 
 if TYPE_CHECKING:
-    from prunerl.train import Sparse
+    from prunerl.train import AdaptiveShrink, Shrink, Sparse
 
 METHODS = ("gradual", "lottery", "movement", "redo", "rigl", "rlx2", "set", "static", "surgery")
-AGENT = "agent.zip"
+SHRINKING = ("shrink", "shrink-adaptive")
+AGENT, STATISTICS = "agent.zip", "agent_vecnormalize.pkl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,23 +23,29 @@ class Arguments:
     """What ``prunerl train`` takes."""
 
     out: str
-    """Folder of the run: checkpoints, and at the end agent.zip and masks.pt."""
+    """Folder of the run: checkpoints, and at the end agent.zip, and masks.pt where weights are masked."""
     algo: str | None = None
     """Algorithm: ppo, a2c, dqn, qrdqn, sac, td3, ddpg or tqc."""
     env: str | None = None
     """Gymnasium id of the environment."""
     method: str = "gradual"
-    """How to prune: gradual, lottery, movement, redo, rigl, rlx2, set, static, surgery, or dense for not at all."""
+    """How to prune: gradual, lottery, movement, redo, rigl, rlx2, set, static or surgery mask weights; shrink and
+    shrink-adaptive remove units, which saves time; dense does nothing."""
     sparsity: float | None = None
-    """Share of the weights that goes; by default the method's own."""
+    """Share of the weights that goes; by default the method's own. Shrink leaves the share √(1 − sparsity) of each
+    layer's units, so that matrices between hidden layers lose this share."""
     actor_sparsity: float | None = None
     """The same for the actor alone."""
     critic_sparsity: float | None = None
     """The same for the critics alone."""
     distribution: str | None = None
     """How sparsity spreads over matrices: uniform, er, erk or global."""
+    rule: str | None = None
+    """Which weights gradual masks: best keeps the largest, probability draws them by their size."""
+    width: int | None = None
+    """Units that shrink leaves in each hidden layer, or shrink-adaptive at least; by default their own."""
     start: float | None = None
-    """Share of training after which masks begin to change."""
+    """Share of training after which masks begin to change, or units go."""
     end: float | None = None
     """Share of training after which masks stay as they are."""
     every: int | None = None
@@ -80,30 +89,94 @@ def run(args: Arguments) -> None:
     model.save(out / AGENT)
     print(f"Trained {model.num_timesteps:,} steps. Written to {out}:")
     print(f"  {out / AGENT}")
+    normalized = model.get_vec_normalize_env()
+    if normalized is not None:
+        normalized.save(out / STATISTICS)
+        print(f"  {out / STATISTICS}  statistics of observations and rewards")
+    changes = getattr(callback, "changes", ())
+    if changes:
+        layers = ", ".join(f"{name} {'-'.join(map(str, units))}" for name, units in changes[-1].widths.items())
+        print(f"  Widths: {layers}; {changes[-1].parameters:,} parameters")
     found = getattr(callback, "masks", {})
     if found:
         torch.save(dict(found), out / "masks.pt")
         print(f"  {out / 'masks.pt'}  masks by parameter name; {sparsity(found.values()):.2%} is masked")
 
 
-def method(args: Arguments) -> Sparse | None:
+def method(args: Arguments, model: Any = None) -> Sparse | Shrink | AdaptiveShrink | None:
     """Return the callback that was asked for; None for ``dense``.
+
+    Args:
+        args: What was asked for.
+        model: The live model, whose widths tell how many units a sparsity leaves; without it, ``width`` or a default.
 
     Raises:
         NameUnknownError: There is no such method.
-        BudgetError: A setting is out of its range.
+        BudgetError: A setting is out of its range, or not one of the method.
     """
     from prunerl import errors, train
 
+    if args.method not in ("dense", *METHODS, *SHRINKING):
+        raise errors.unknown("method", args.method, ("dense", *METHODS, *SHRINKING))
+    settings = _settings(args)
     if args.method == "dense":
         return None
+    if args.method == "shrink-adaptive":
+        names = {"width": "least"}
+        return train.AdaptiveShrink(**{names.get(n, n): v for n, v in settings.items()}, seed=args.seed)
+    if args.method == "shrink":
+        return _shrink(settings, model, args.seed)
     by_name = {name.lower(): name for name in train.METHODS}
-    if args.method not in by_name:
-        raise errors.unknown("method", args.method, ("dense", *METHODS))
-    names = ("sparsity", "actor_sparsity", "critic_sparsity", "distribution", "start", "end", "every")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    made: Sparse = getattr(train, by_name[args.method])(**given, seed=args.seed)
+    made: Sparse = getattr(train, by_name[args.method])(**settings, seed=args.seed)
     return made
+
+
+def _settings(args: Arguments) -> dict[str, Any]:
+    """Return the method's settings that were given."""
+    sparsities = ("sparsity", "actor_sparsity", "critic_sparsity")
+    known = {
+        "dense": (),
+        "shrink": (*sparsities, "width", "start"),
+        "shrink-adaptive": ("width", "start"),
+        "gradual": (*sparsities, "distribution", "rule", "start", "end", "every"),
+    }.get(args.method, (*sparsities, "distribution", "start", "end", "every"))
+    every = (*sparsities, "distribution", "rule", "width", "start", "end", "every")
+    given = {name: getattr(args, name) for name in every if getattr(args, name) is not None}
+    bad = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    if bad:
+        fits = ", ".join(f"--{name.replace('_', '-')}" for name in known) or "none"
+        raise BudgetError(f"Method {args.method} does not take {', '.join(bad)}. It takes: {fits}.")
+    if "width" in given and given.keys() & set(sparsities):
+        raise BudgetError("Both --width and a sparsity say how many units are left. Give one of them.")
+    return given
+
+
+def _shrink(settings: dict[str, Any], model: Any, seed: int) -> Shrink:
+    from prunerl.train import Shrink
+    from prunerl.train.shrink_networks import networks, widths
+
+    at = {"at": settings["start"]} if "start" in settings else {}
+    if "width" in settings:
+        at["width"] = settings["width"]
+    whole = settings.get("sparsity")
+    shares = [settings.get(f"{part}_sparsity", whole) for part in ("actor", "critic")]
+    for share in shares:
+        if share is not None and not 0.0 <= share < 1.0:
+            raise BudgetError(f"Method shrink got a sparsity of {share}. Set it to at least 0 and less than 1.")
+    if model is None or shares == [None, None]:
+        return Shrink(**at, seed=seed)
+    present: dict[str, tuple[int, ...]] = {network.role: widths(model.policy, network) for network in networks(model)}
+    actor, critic = (_narrow(present.get(role, ()), s) for role, s in zip(("actor", "critic"), shares, strict=True))
+    return Shrink(**at, width=actor, critic_width=critic, seed=seed)
+
+
+def _narrow(present: Sequence[int], sparsity: float | None) -> tuple[int, ...]:
+    """Return the widths that are left; without a sparsity the present ones.
+
+    >>> _narrow((256, 256), 0.95), _narrow((256, 64), None)
+    ((58, 58), (256, 64))
+    """
+    return tuple(math.ceil(units * math.sqrt(1.0 - (sparsity or 0.0)) - 1e-9) for units in present)
 
 
 def _begun(args: Arguments, out: Path) -> tuple[Any, Any, int]:
@@ -112,11 +185,12 @@ def _begun(args: Arguments, out: Path) -> tuple[Any, Any, int]:
 
     if args.algo is None or args.env is None:
         raise LoadError("The algorithm or the environment is not known. Give --algo and --env, or --resume.")
-    callback = method(args)
+    method(args)  # what cannot be is refused before anything is made
     log = str(out / "tensorboard") if args.tensorboard else None
     file = Path(args.hyperparameters) if args.hyperparameters is not None else None
     model, steps = untrained(args.algo, args.env, file=file, seed=args.seed, tensorboard_log=log)
     total = args.steps if args.steps is not None else steps
     if total is None:
         raise LoadError("Nobody says how long to train. Give --steps, or n_timesteps in the hyperparameters.")
+    callback = method(args, model)
     return model, Checkpoint(out / "checkpoints", callback, every=args.checkpoint_every), total

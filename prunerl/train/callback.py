@@ -78,11 +78,8 @@ class Sparse(BaseCallback):
         layout = networks.of_model(self.model)
         if isinstance(self.model, OnPolicyAlgorithm):
             _check_rollouts(self.model, span, total)
-        if "gradients" in method.needs and getattr(self.model, "gradient_steps", 1) == 0:
-            raise LearnError(
-                f"{type(method).__name__} needs gradients, and the model makes no updates (gradient_steps=0). "
-                "Set gradient_steps to 1 or more."
-            )
+        if method.needs:
+            _check_updates(self.model, type(method).__name__, span)
         course = Course(method, self.model.policy, layout, span)
         if self.course is not None:
             self.course.end()
@@ -116,6 +113,21 @@ def runs(method: Callable[P, Method]) -> Callable[P, Sparse]:
         return Sparse(method(*args, **kwargs))
 
     return build
+
+
+def _check_updates(model: Any, name: str, span: Span) -> None:
+    """Refuse a method that measures updates where there are none before its schedule ends."""
+    if getattr(model, "gradient_steps", 1) == 0:
+        raise LearnError(
+            f"{name} needs gradients, and the model makes no updates (gradient_steps=0). "
+            "Set gradient_steps to 1 or more."
+        )
+    starts = getattr(model, "learning_starts", 0)
+    if starts >= span.last:
+        raise LearnError(
+            f"{name} needs gradients, but its schedule ends at step {span.last} and updates begin after step {starts} "
+            "(learning_starts). Train for more steps, or set a smaller learning_starts."
+        )
 
 
 def _check_rollouts(model: OnPolicyAlgorithm, span: Span, total: int) -> None:

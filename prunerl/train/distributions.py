@@ -32,7 +32,7 @@ def kept(shapes: Mapping[str, tuple[int, ...]], sparsity: float, distribution: s
         BudgetError: A matrix would keep nothing.
 
     >>> kept({"a": (8, 2), "b": (8, 8), "c": (2, 8)}, 0.5, "erk")
-    {'a': 14, 'b': 20, 'c': 14}
+    {'a': 13, 'b': 21, 'c': 13}
     >>> kept({"a": (8, 2), "b": (8, 8), "c": (2, 8)}, 0.5, "uniform")
     {'a': 8, 'b': 32, 'c': 8}
     """

@@ -53,7 +53,7 @@ def hook(
     >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> course = hook(torch.optim.Adam(network.parameters()), network, Static(sparsity=0.5), updates=100)
     >>> {name: int(mask.sum()) for name, mask in course.masks.items()}
-    {'0.weight': 21, '2.weight': 27}
+    {'0.weight': 20, '2.weight': 27}
     """
     chosen = method.method if isinstance(method, Sparse) else method
     if isinstance(chosen, RLx2):

@@ -7,7 +7,8 @@ width, training takes f + (1 − f)·c of the time of the dense one; see :func:`
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -74,11 +75,19 @@ class Shrink(BaseCallback):
         self.cut = Cut(criterion, refit, distill)
         self.states, self.seed = states, seed
         self.live: Live | None = None
+        self.saved: Mapping[str, Any] | None = None
         self.done = 0
         self.changes: list[Resized] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        return stored(vars(self), self.live)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+
     def _init_callback(self) -> None:
-        self.live = bound(self.live, self.model, lambda: Live(self.model, self.cut, states=self.states, seed=self.seed))
+        make = lambda: Live(self.model, self.cut, states=self.states, seed=self.seed)  # noqa: E731
+        self.live = bound(self.live, self.model, make, self.saved)
 
     def _on_training_start(self) -> None:
         anew = self.num_timesteps == 0
@@ -133,20 +142,30 @@ def time_ratio(dense: float, cost: float) -> float:
         dense: f, the share of the dense training's time after which the network is narrow.
         cost: c, the time of a step at the final width over that at the full width.
 
-    >>> time_ratio(0.4, 0.32)
+    >>> round(time_ratio(0.4, 0.32), 3)
     0.592
     """
     return dense + (1.0 - dense) * cost
 
 
-def bound(live: Live | None, model: object, make: Callable[[], Live]) -> Live:
-    """Return what a callback works on: made once, and never for another model.
+def stored(attributes: Mapping[str, Any], live: Live | None) -> dict[str, Any]:
+    """Return a callback's attributes without its model, and with what it knows of that one, for a checkpoint."""
+    gone: dict[str, Any] = {"locals": {}, "globals": {}, "parent": None, "live": None}
+    own = {name: value for name, value in attributes.items() if name != "model"}
+    return own | gone | {"saved": live.state() if live is not None else attributes["saved"]}
+
+
+def bound(live: Live | None, model: object, make: Callable[[], Live], saved: Mapping[str, Any] | None = None) -> Live:
+    """Return what a callback works on: made once, and never for another model; what was saved of it goes on.
 
     Raises:
         LearnError: The callback was used on another model before.
     """
     if live is None:
-        return make()
+        made = make()
+        if saved is not None:
+            made.resume(saved)
+        return made
     if live.model is not model:
         raise LearnError("This callback has changed another model already. Make a new one for each model.")
     return live

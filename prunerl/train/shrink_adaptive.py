@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from prunerl import criteria
 from prunerl.errors import BudgetError, LearnError
-from prunerl.train.shrink import bound, checked, progress, tell
+from prunerl.train.shrink import bound, checked, progress, stored, tell
 from prunerl.train.shrink_cut import Criterion, Cut
 from prunerl.train.shrink_live import Live, Resized
 
@@ -73,6 +75,7 @@ class AdaptiveShrink(BaseCallback):
         self.least, self.episodes = least, episodes
         self.cut, self.states, self.seed = Cut(criterion, refit, distill), states, seed
         self.live: Live | None = None
+        self.saved: Mapping[str, Any] | None = None
         self.changes: list[Resized] = []
         self.returns: deque[float] = deque(maxlen=WINDOW)
         self.reset()
@@ -86,8 +89,15 @@ class AdaptiveShrink(BaseCallback):
         self.failed: dict[str, tuple[int, ...]] = {}
         self.changed_at = 0.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return stored(vars(self), self.live)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+
     def _init_callback(self) -> None:
-        self.live = bound(self.live, self.model, lambda: Live(self.model, self.cut, states=self.states, seed=self.seed))
+        make = lambda: Live(self.model, self.cut, states=self.states, seed=self.seed)  # noqa: E731
+        self.live = bound(self.live, self.model, make, self.saved)
 
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0:

@@ -68,6 +68,18 @@ class Live:
         self.began = time.process_time()
         self.seconds = 0.0
 
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`resume` needs to go on in another process."""
+        spent = time.process_time() - self.began
+        recent, drawn = list(self.recent), self.generator.get_state()
+        return {"recent": recent, "generator": drawn, "seconds": self.seconds, "spent": spent}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        self.recent = deque(state["recent"])
+        self.generator.set_state(state["generator"])
+        self.seconds, self.began = state["seconds"], time.process_time() - state["spent"]
+
     @property
     def on_policy(self) -> bool:
         """Whether visited states are those of rollouts, and not of a replay buffer."""

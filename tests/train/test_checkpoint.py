@@ -36,10 +36,13 @@ class Kill(BaseCallback):
             os.kill(os.getpid(), signal.SIGKILL)
         return True
 
-pruning = getattr(train, sys.argv[3])(sparsity=0.8, every=20, end=0.8)
+pruning = eval(sys.argv[3], vars(train))
 checkpoint = train.Checkpoint(sys.argv[4], pruning, every=100)
 MODELS[sys.argv[2]]().learn(int(sys.argv[6]), callback=[checkpoint, Kill()])
 """
+
+
+OFTEN = "sparsity=0.8, every=20, end=0.8"
 
 
 def everything(model: Any, held: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -63,7 +66,14 @@ def assert_equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "killed", "steps"),
-    [("ppo", "RigL", 330, 512), ("dqn", "RigL", 250, 320), ("sac", "Surgery", 250, 320), ("td3", "RLx2", 250, 320)],
+    [
+        ("ppo", f"RigL({OFTEN})", 330, 512),
+        ("dqn", f"RigL({OFTEN})", 250, 320),
+        ("sac", f"Surgery({OFTEN})", 250, 320),
+        ("td3", f"RLx2({OFTEN})", 250, 320),
+        ("ppo", "Shrink(at=(0.3, 0.8), width=(12, 8), distill=5)", 330, 512),
+        ("sac", "Shrink(at=(0.4, 0.8), width=(12, 8), distill=5)", 250, 320),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(name: str, method: str, killed: int, steps: int, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
@@ -77,9 +87,10 @@ def test_a_killed_run_resumes_to_the_same_bits(name: str, method: str, killed: i
     resumed = train.resume(tmp_path / "run")
     assert 100 <= resumed.model.num_timesteps <= killed
     resumed.learn()
-    whole, pruning = MODELS[name](), getattr(train, method)(sparsity=0.8, every=20, end=0.8)
+    whole, pruning = MODELS[name](), eval(method, dict(vars(train)))
     whole.learn(steps, callback=train.Checkpoint(tmp_path / "whole", pruning, every=100))
-    assert_equal(everything(whole, pruning.masks), everything(resumed.model, resumed.callback.callback.masks))
+    held = [getattr(callback, "masks", {}) for callback in (pruning, resumed.callback.callback)]
+    assert_equal(everything(whole, held[0]), everything(resumed.model, held[1]))
     assert resumed.model.num_timesteps == whole.num_timesteps
 
 

@@ -65,6 +65,16 @@ def test_gradual_over_all_matrices_takes_the_smallest_wherever_they_are() -> Non
     assert {n: m.tolist() for n, m in found.masks.items()} == {"a": [[False, True]], "b": [[False, False, False, True]]}
 
 
+def test_probability_drops_for_sure_what_is_far_smaller_than_the_rest() -> None:
+    weight = torch.full((10, 10), 1.0)
+    weight[0] = 0.0
+    # The ten small ones are 3 deviations below the mean, the others 1/3 above: p ∝ e³ and e^(−1/3), a ratio of 28. For
+    # 12 of 100 on average, ten times 1 and ninety times 2/90.
+    found = Gradual(rule="probability").change(sight(weight, kept=88)).masks["w"]
+    assert not bool(found[0].any())
+    assert int((~found).sum()) == pytest.approx(12, abs=5)  # within three deviations of √2
+
+
 def test_probability_lets_small_weights_go_more_often_and_never_brings_one_back() -> None:
     generator = torch.Generator().manual_seed(3)
     weight = torch.linspace(0.0, 1.0, 4000).view(40, 100)
@@ -122,6 +132,8 @@ def test_movement_masks_what_training_moves_towards_zero() -> None:
     gradient = torch.tensor([[-1.0, 1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, -1.0]])
     method.watch(seen, {"w": gradient}, 1e-3)
     method.watch(seen, {"w": 2 * gradient}, 1e-3)
+    masks = method.change(sight(kept=4)).masks["w"]
+    assert bool(masks.all())  # nothing was trained so far: scores of zero say nothing
     # −3·w·g: 0.3, 1.5, -0.9, -2.1; -0.6, -1.2, 1.8, 2.4
     assert seen.memory["w"].tolist()[0] == pytest.approx([0.3, 1.5, -0.9, -2.1])
     assert method.change(seen).masks["w"].tolist() == [[True, True, False, False], [False, False, True, True]]

@@ -47,11 +47,11 @@ MODELS: dict[str, Callable[[], BaseAlgorithm]] = {
     "ppo": lambda: PPO("MlpPolicy", Follow(), policy_kwargs={**ARCH}, batch_size=32, **ON),
     "a2c": lambda: A2C("MlpPolicy", Follow(), policy_kwargs={**ARCH}, **{**ON, "n_steps": 16}),
     "dqn": lambda: DQN("MlpPolicy", Follow(), policy_kwargs={**ARCH}, **Q),
-    "qrdqn": lambda: QRDQN("MlpPolicy", Follow(), policy_kwargs={**ARCH}, **Q),
+    "qrdqn": lambda: QRDQN("MlpPolicy", Follow(), policy_kwargs={**ARCH, "n_quantiles": 8}, **Q),
     "sac": lambda: SAC("MlpPolicy", Follow(True), policy_kwargs={**ARCH}, **OFF),
     "td3": lambda: TD3("MlpPolicy", Follow(True), policy_kwargs={**ARCH}, **OFF),
     "ddpg": lambda: DDPG("MlpPolicy", Follow(True), policy_kwargs={**ARCH}, **OFF),
-    "tqc": lambda: TQC("MlpPolicy", Follow(True), policy_kwargs={**ARCH}, **OFF),
+    "tqc": lambda: TQC("MlpPolicy", Follow(True), policy_kwargs={**ARCH, "n_quantiles": 8}, **OFF),
 }
 OFF_POLICY = [name for name in MODELS if name not in ("ppo", "a2c")]
 

@@ -32,6 +32,8 @@ class Movement(Method):
             score.addcmul_(sight.parameters[name].detach(), gradient, value=-1.0)
 
     def change(self, sight: Sight) -> Change:
-        """Mask the lowest scores."""
-        scores = {n: sight.memory.get(n, torch.zeros_like(w)).cpu() for n, w in sight.weights.items()}
+        """Mask the lowest scores; nothing as long as a matrix was not trained, whose scores say nothing."""
+        if not sight.masks.keys() <= sight.memory.keys():
+            return Change(sight.masks)
+        scores = {n: sight.memory[n].cpu() for n in sight.masks}
         return Change(ranked(sight, scores, self.distribution, cubic(sight)))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from stable_baselines3 import SAC
 from torch import nn
 
 from prunerl.cli import main
+from prunerl.commands.train import METHODS, SHRINKING
 from prunerl.errors import LoadError, NameUnknownError
 from prunerl.train.zoo import evaluated, read, untrained
 
@@ -76,7 +78,57 @@ def test_the_command_trains_and_goes_on(file: Path, tmp_path: Path, capsys: pyte
     assert main([*common, *given]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert main([*common, "--resume"]) == 0
+    assert (tmp_path / "run" / "agent_vecnormalize.pkl").is_file()
     again = torch.load(tmp_path / "run" / "masks.pt")
     assert all(torch.equal(mask, again[name]) for name, mask in held.items())
     assert main(["train", "--out", str(tmp_path / "b"), *given[:4], "--method", "gradul"]) == 2
     assert "Did you mean 'gradual'" in capsys.readouterr().err
+
+
+OFF = """
+policy_kwargs: "dict(net_arch=[24, 24])"
+learning_starts: 40
+buffer_size: 1000
+batch_size: 32
+env_kwargs: "dict(max_episode_steps=5)"
+"""
+
+
+@pytest.mark.parametrize("method", ["dense", *METHODS, *SHRINKING])
+def test_the_command_takes_every_method(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, out = tmp_path / "off.yml", tmp_path / "run"
+    settings.write_text(OFF)
+    given = ["--algo", "sac", "--env", "Pendulum-v1", "--hyperparameters", str(settings), "--steps", "120"]
+    given += ["--method", method, "--out", str(out), "--tensorboard"]
+    if method in SHRINKING:
+        given += ["--start", "0.5", *(["--sparsity", "0.75"] if method == "shrink" else ["--width", "12"])]
+    elif method != "dense":
+        given += ["--sparsity", "0.5", "--end", "0.8", *(["--every", "10"] if method != "lottery" else [])]
+    assert main(["train", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "Trained 120 steps" in shown
+    widths = SAC.load(out / "agent.zip").policy_kwargs["net_arch"]
+    if method in SHRINKING:
+        assert widths == {"pi": [12, 12], "qf": [12, 12]}
+    else:
+        assert widths == [24, 24]
+    assert (out / "masks.pt").is_file() == (method in METHODS)
+    logged = next((out / "tensorboard").rglob("events*")).read_bytes()
+    tags = {"prune/sparsity", "prune/units", "prune/sparsity_actor"} if method in METHODS else set()
+    tags |= {"shrink/parameters", "shrink/time_share"} if method in SHRINKING else set()
+    if method in ("gradual", "lottery", "movement", "rigl", "rlx2", "set", "surgery"):
+        tags.add("prune/changes")
+    assert [tag for tag in tags if tag.encode() not in logged] == []
+
+
+def test_settings_of_another_method_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["train", "--algo", "sac", "--env", "Pendulum-v1", "--steps", "100", "--out", str(tmp_path / "run")]
+    for more, message in (
+        (["--method", "shrink", "--distribution", "erk"], "shrink does not take --distribution"),
+        (["--method", "set", "--rule", "best"], "set does not take --rule"),
+        (["--method", "dense", "--sparsity", "0.5"], "dense does not take --sparsity. It takes: none"),
+        (["--method", "shrink", "--width", "8", "--sparsity", "0.5"], "Give one of them"),
+        (["--method", "shrink", "--sparsity", "1"], "sparsity of 1.0"),
+    ):
+        assert main([*given, *more]) == 2
+        assert message in capsys.readouterr().err
