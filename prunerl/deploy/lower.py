@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from prunerl.deploy.lowering.graph import exported, names, placeholders, walk
-from prunerl.deploy.lowering.values import Lowering, Made, Stacked, Value
+from prunerl.deploy.lowering.lowering import Lowering
+from prunerl.deploy.lowering.values import Made, Stacked, Value
 from prunerl.deploy.program import (
     OBSERVATION,
     Choose,

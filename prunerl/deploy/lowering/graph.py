@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from prunerl.deploy.lowering.lowering import Lowering
 from prunerl.deploy.lowering.rules import RULES
-from prunerl.deploy.lowering.values import Known, Lowering, Made, Value
+from prunerl.deploy.lowering.values import Known, Made, Value
 from prunerl.errors import LowerError
 from prunerl.operators import name as operator_name
 from prunerl.types import Policy

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from prunerl.deploy.lowering.elementwise import binary, times
-from prunerl.deploy.lowering.values import Known, Lowering, Made, Rule, Value, stripped
+from prunerl.deploy.lowering.entries import binary, times
+from prunerl.deploy.lowering.lowering import Lowering
+from prunerl.deploy.lowering.values import Known, Made, Rule, Value, stripped
 from prunerl.deploy.lowering.views import transpose
 from prunerl.deploy.program import Affine, Embedding, MatMul, OneHot, Softmax
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunerl.deploy.lowering.values import Lowering, Made, Rule, Stacked, Value
+from prunerl.deploy.lowering.lowering import Lowering
+from prunerl.deploy.lowering.values import Made, Rule, Stacked, Value
 from prunerl.deploy.lowering.views import joined
 from prunerl.deploy.program import Floats, Matrix, Recurrent
 

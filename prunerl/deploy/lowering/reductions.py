@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from prunerl.deploy.lowering.elementwise import activation, binary
-from prunerl.deploy.lowering.values import Lowering, Made, Rule, Value
+from prunerl.deploy.lowering.entries import activation, binary
+from prunerl.deploy.lowering.lowering import Lowering
+from prunerl.deploy.lowering.values import Made, Rule, Value
 from prunerl.deploy.program import GroupNorm, Norm, Reduce, Softmax
 
 

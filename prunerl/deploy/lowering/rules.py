@@ -7,10 +7,11 @@ It gives the operator's result, or one for each. Where every tensor is known no 
 
 from __future__ import annotations
 
-from prunerl.deploy.lowering import elementwise, products, recurrent, reductions, spatial, views
+from prunerl.deploy.lowering import activations, elementwise, products, recurrent, reductions, spatial, views
 from prunerl.deploy.lowering.values import Rule
 
 RULES: dict[str, Rule] = {
+    **activations.RULES,
     **elementwise.RULES,
     **products.RULES,
     **recurrent.RULES,

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from prunerl.deploy.lowering.elementwise import binary
+from prunerl.deploy.lowering.entries import binary
+from prunerl.deploy.lowering.lowering import Lowering
 from prunerl.deploy.lowering.reductions import reduce
-from prunerl.deploy.lowering.values import Known, Lowering, Made, Rule, Value
+from prunerl.deploy.lowering.values import Known, Made, Rule, Value
 from prunerl.deploy.program import Concat, Constant, Conv, Pool, Shape
 
 

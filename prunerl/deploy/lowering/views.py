@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from prunerl.deploy.lowering.values import Known, Lowering, Made, Rule, Stacked, Value, stripped
+from prunerl.deploy.lowering.lowering import Lowering
+from prunerl.deploy.lowering.values import Known, Made, Rule, Stacked, Value, stripped
 from prunerl.deploy.program import Concat, Transpose
 
 

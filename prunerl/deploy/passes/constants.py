@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from prunerl.deploy.interpret import RULES, Values
+from prunerl.deploy.meaning import RULES, Values
 from prunerl.deploy.passes.edit import with_operations
 from prunerl.deploy.program import (
     Binary,

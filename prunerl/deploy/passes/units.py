@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunerl.deploy.interpret import RULES, Values
+from prunerl.deploy.meaning import RULES, Values
 from prunerl.deploy.passes.edit import readers, take, with_operations
 from prunerl.deploy.program import Activation, Affine, Binary, Floats, Matrix, Operation, Program, reads
 
