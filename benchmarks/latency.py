@@ -11,11 +11,11 @@ The networks are policies of Stable-Baselines3 (PPO) with random weights: S = 4-
 L = 376-400-300-17, X = 64-1024-1024-8; sparse ones have that share of their weights, chosen at random, at zero. With
 ``--agents FOLDER`` each folder in it that ``prunerl.load`` takes is measured as well.
 
-All runtimes are in one process on one core, and take turns, some decisions each. The figures are quantiles of the mean
-of such a turn. "Pure compute" is the compiled function called in a loop in C; its limit is the time in which the
-machine reads as many bytes as the policy's weights have, again and again, or does as many products, whichever is
-longer, measured in the same run. A runtime that is not installed is named with the reason. What is measured is kept in
-``--out`` and not measured again. It takes some five minutes.
+All runtimes are in one process on one core, one thread each, and take turns, some decisions each. The figures are
+quantiles of the mean of such a turn. "Pure compute" is the compiled function called in a loop in C; its limit is the
+time in which the machine reads as many bytes as the policy's weights have, again and again, or does as many products,
+whichever is longer, measured in the same run. A runtime that is not installed is named with the reason. What is
+measured is kept in ``--out`` and not measured again. It takes some five minutes.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ CALLED = (0.0, 0.9)
 """Sparsities of which all runtimes are timed."""
 BATCH = 32
 PACKAGES = ("torch", "stable-baselines3", "onnxruntime", "openvino", "ai-edge-litert", "numpy")
+
+THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Read by NumPy and others when they are loaded: their threads, waiting, would take the core from whose turn it is."""
 
 LIMITS = r"""
 #include <time.h>
@@ -171,6 +174,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=300, help="turns of each runtime")
     parser.add_argument("--out", type=Path, default=Path("runs/latency.jsonl"), help="file of finished measurements")
     given = parser.parse_args()
+    if not THREADS.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **THREADS})
     if given.core is not None:
         os.sched_setaffinity(0, {given.core})
     torch.set_num_threads(1)
@@ -203,7 +208,9 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[],
                 yield f"call {case}", lambda n=net, s=sparsity: calls(agent_of(n, s), given.blocks)
             if sparsity in (0.0, 0.8):
                 yield f"batch {case}", lambda n=net, s=sparsity: batches(_program(agent_of(n, s)), given.blocks)
-        yield f"compute {net} int8", lambda n=net: compute(_int8(_program(agent_of(n, 0.0))))
+        for sparsity in CALLED:
+            case = f"{net} {sparsity:.0%} int8"
+            yield f"compute {case}", lambda n=net, s=sparsity: compute(_int8(_program(agent_of(n, s))))
     for folder in sorted(given.agents.iterdir()) if given.agents else []:
         yield f"call {folder.name}", lambda f=folder: loaded(f, given.blocks)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prunerl.deploy import build, native
-from prunerl.deploy.kernels import choose, dense, pell, vector, whole
-from prunerl.deploy.kernels.layer import Form, Layer, Machine, define, packed
+from prunerl.deploy.kernels import choose, dense, pell, pell_whole, vector, whole
+from prunerl.deploy.kernels.layer import Form, Kernel, Layer, Machine, define, packed
 
 NUMPY = {"": lambda v: v, "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}
 MANY = 41
@@ -25,9 +26,10 @@ def random_layer(rows: int, columns: int, density: float, function: str) -> Laye
     return Layer(weight, rng.standard_normal(rows).astype(np.float32), function)
 
 
-def coded_layer(rows: int, columns: int, input_scale: float | None) -> Layer:
+def coded_layer(rows: int, columns: int, input_scale: float | None, density: float = 1.0) -> Layer:
     rng = np.random.default_rng(rows * columns)
     codes = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
+    codes[rng.random(codes.shape) > density] = 0
     scale = rng.uniform(0.5, 1.5, rows).astype(np.float32) / np.float32(127)
     bias = rng.standard_normal(rows).astype(np.float32)
     return Layer((codes * scale[:, None]).astype(np.float32), bias, "relu", codes, scale, input_scale)
@@ -41,6 +43,9 @@ LAYERS = (
     random_layer(40, 20, 0.04, "tanh"),
     coded_layer(19, 33, None),
     coded_layer(19, 33, 0.02),
+    coded_layer(37, 150, 0.02, 0.2),
+    random_layer(59, 9, 1.0, "tanh"),
+    random_layer(45, 300, 0.5, "relu"),
 )
 
 
@@ -108,6 +113,9 @@ def test_the_widest_vectors_mean_the_same_on_any_machine(compiler: build.Compile
         (LAYERS[2], pell.permuted),
         (LAYERS[5], lambda a, m: dense.dense(a, m, block=16)),
         (LAYERS[6], lambda a, m: whole.whole(a, m, block=32)),
+        (LAYERS[2], partial(pell.permuted, sliding=True)),
+        (LAYERS[7], pell_whole.permuted),
+        (LAYERS[7], partial(pell_whole.permuted, sliding=True)),
     ):
         form = kernel(layer, machine)
         assert form is not None
@@ -116,17 +124,19 @@ def test_the_widest_vectors_mean_the_same_on_any_machine(compiler: build.Compile
 
 
 @pytest.mark.parametrize(
-    ("flags", "layer", "instruction"),
+    ("more", "layer", "kernel", "instruction"),
     [
-        (("-march=x86-64-v4", "-mprefer-vector-width=512"), LAYERS[2], "vperm[ti]2ps"),
-        (("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"), LAYERS[6], "vpdpbusd"),
+        ((), LAYERS[2], pell.permuted, "vperm[ti]2ps"),
+        (("-mavx512vnni",), LAYERS[6], partial(whole.whole, block=64), "vpdpbusd"),
+        (("-mavx512vnni", "-mavx512vbmi"), LAYERS[7], pell_whole.permuted, "vperm[ti]2b"),
     ],
 )
 def test_avx_512_has_its_instructions(
-    compiler: build.Compiler, tmp_path: Path, flags: tuple[str, ...], layer: Layer, instruction: str
+    compiler: build.Compiler, tmp_path: Path, more: tuple[str, ...], layer: Layer, kernel: Kernel, instruction: str
 ) -> None:
+    flags = ("-march=x86-64-v4", "-mprefer-vector-width=512", *more)
     machine = Machine("v4", 16, flags)
-    form = pell.permuted(layer, machine) if layer.input_scale is None else whole.whole(layer, machine, block=64)
+    form = kernel(layer, machine)
     assert form is not None
     functions = define("k", form).replace("static void", "void")
     (tmp_path / "a.c").write_text(vector.prelude(16, functions) + functions)
@@ -137,24 +147,87 @@ def test_avx_512_has_its_instructions(
     assert re.search(rf"\t{instruction}\t.*zmm", done.stdout)
 
 
-def test_steps_of_a_group_are_those_of_its_fullest_row() -> None:
+def test_steps_of_a_window_are_those_of_its_fullest_row() -> None:
     weight = np.zeros((16, 32), np.float32)
     weight[3, [0, 5, 15]] = 1, 2, 3
     weight[4, 17] = 4
     weight[9, [16, 31]] = 5, 6
-    weights, places, steps = pell.steps_of(weight, 8, 16)
-    assert steps.tolist() == [[3, 1], [0, 2]]
+    weights, places, steps = pell.steps_of(weight, 8, 16, 16)
+    assert steps.tolist() == [[3, 1], [1, 2]]  # one that all have, though a window could do without
     assert weights[:3, 3].tolist() == [1, 2, 3]
     assert places[:3, 3].tolist() == [0, 5, 15]
     assert (weights[3, 4], places[3, 4]) == (4, 1)
-    assert weights[4:6, 1].tolist() == [5, 6]
-    assert places[4:6, 1].tolist() == [0, 15]
+    assert weights[4:7, 1].tolist() == [0, 5, 6]
+    assert places[5:7, 1].tolist() == [0, 15]
+
+
+def test_rows_go_on_to_what_the_next_window_has_too() -> None:
+    """The first row must do three weights before the window moves; the second does its later ones meanwhile."""
+    weight = np.zeros((8, 24), np.float32)
+    weight[0, [0, 1, 2]] = 1, 2, 3
+    weight[1, [8, 9, 15, 16]] = 4, 5, 6, 7
+    weights, places, steps = pell.steps_of(weight, 8, 16, 8)
+    assert steps.tolist() == [[3, 1]]
+    assert weights[:4, 0].tolist() == [1, 2, 3, 0]
+    assert weights[:4, 1].tolist() == [4, 5, 6, 7]
+    assert places[:4, 1].tolist() == [8, 9, 15, 8]
+
+
+@pytest.mark.parametrize("each", [1, 4])
+@pytest.mark.parametrize(("group", "stride"), [(16, 16), (32, 32), (32, 16), (16, 8)])
+@pytest.mark.parametrize("density", [0.02, 0.3, 1.0])
+def test_steps_hold_every_weight_once(group: int, stride: int, each: int, density: float) -> None:
+    weight = random_layer(37, 75, density, "").weight
+    weights, places, steps = pell.steps_of(weight, 8, group, stride, each=each)
+    made, at = np.zeros((40, 200), np.float32), 0
+    for block, row in enumerate(steps):
+        for window, count in enumerate(row):
+            for k in range(at, at + count):
+                lanes = block * 8 + np.repeat(np.arange(8), each)
+                np.add.at(made, (lanes, window * stride + places[k]), weights[k])
+            at += count
+    np.testing.assert_array_equal(made[:37, :75], weight)
+    assert made.sum() == weight.sum()
+    assert at == len(weights) - 1
+
+
+def test_a_step_of_whole_numbers_has_four_of_each_row() -> None:
+    codes = np.zeros((8, 64), np.int8)
+    codes[2, [1, 3, 5, 7, 63]] = 1, 2, 3, 4, 5
+    codes[3, 40] = 6
+    weights, places, steps = pell.steps_of(codes, 8, 64, 64, each=4)
+    assert steps.tolist() == [[2]]
+    assert weights[:2, 8:12].tolist() == [[1, 2, 3, 4], [5, 0, 0, 0]]
+    assert places[:2, 8:12].tolist() == [[1, 3, 5, 7], [63, 0, 0, 0]]
+    assert (weights[0, 12], places[0, 12]) == (6, 40)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [
+        (64, 100, [(64, 1, 0, 64)]),
+        (59, 100, [(32, 1, 0, 32), (32, 1, 32, 27)]),
+        (45, 100, [(32, 1, 0, 32), (16, 1, 32, 13)]),
+        (33, 100, [(32, 1, 0, 32)]),
+        (33, 4, [(32, 1, 0, 32), (16, 1, 32, 1)]),
+    ],
+)
+def test_rows_are_cut_into_blocks_and_the_last_is_filled_up(
+    rows: int, columns: int, expected: list[tuple[int, int, int, int]]
+) -> None:
+    parts = dense._parts(random_layer(rows, columns, 1.0, ""), Machine("v4", 16, ()), 64 if rows == 64 else 32)
+    assert [(part.rows, part.count, part.start, part.kept) for part in parts] == expected
 
 
 def test_the_rule_takes_sparse_forms_for_sparse_layers() -> None:
     machine = Machine("v3", 8, ())
     assert choose.by_rule(random_layer(64, 64, 0.05, ""), machine).chosen.one.kernel == "permuted 8 × 16"
     assert choose.by_rule(random_layer(64, 64, 1.0, ""), machine).chosen.one.kernel == "dense by 64 rows"
+    fetched = choose.by_rule(random_layer(128, 128, 1.0, ""), machine).chosen.one.kernel
+    assert fetched == "dense by 64 rows, fetched ahead"
+    wide = Machine("v4", 16, ())
+    assert choose.by_rule(random_layer(128, 128, 1.0, ""), wide).chosen.one.kernel == "dense by 128 rows"
+    assert choose.by_rule(random_layer(64, 64, 0.4, ""), wide).chosen.one.kernel == "permuted 16 × 32, sliding"
     assert choose.by_rule(coded_layer(64, 64, 0.1), machine).chosen.one.kernel == "int8 by 64 rows"
 
 

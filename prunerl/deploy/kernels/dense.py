@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,35 +14,51 @@ from prunerl.deploy.kernels.layer import Form, Layer, Machine
 SUMS = 8
 """Vectors that are summed to at a time: a product takes four cycles, and two are begun in each."""
 FIRST_CACHE, AHEAD = 32768, 2048
-"""Bytes of the first cache, and how far ahead of their use weights beyond it are asked for; measured."""
+"""Bytes of the first cache, and how far ahead of their use weights beyond it may be asked for; measured."""
 ACROSS = 12
 """The same where several observations share the weights: all registers of AVX2 but four."""
 
 
-def dense(layer: Layer, machine: Machine, *, block: int) -> Form | None:
+@dataclass(frozen=True)
+class _Part:
+    """Blocks of one size: ``count`` of ``rows`` rows from row ``start`` on, the first ``kept`` of each block's real."""
+
+    rows: int
+    count: int
+    start: int
+    kept: int
+
+
+def dense(layer: Layer, machine: Machine, *, block: int, ahead: bool = False) -> Form | None:
     """Multiply blocks of ``block`` rows, whose weights lie side by side by column, so that an input serves all of them.
 
-    Rows that fill no vector at the end are taken one by one. The codes of quantised weights are stored as bytes.
+    Rows that fill no vector at the end are filled up by zeros, or, where they are few, taken one by one. The codes of
+    quantised weights are stored as bytes.
+    With ``ahead`` they are asked for before they are read, which one processor needs and another one is hindered by;
+    None where they stay in the first cache.
     """
     narrower = layer.rows < block and block > machine.width  # the same as with smaller blocks
     if narrower or block < machine.width or layer.rows < machine.width or layer.input_scale is not None:
         return None
     stored = _stored(layer)
-    blocks, body, many, start, at = [], [], [], 0, 0
-    for rows in _sizes(block, machine.width):
-        count = (layer.rows - start) // rows
-        if count:
-            own = stored[start : start + count * rows].reshape(count, rows, layer.columns)
-            blocks.append(own.transpose(0, 2, 1).reshape(-1))
-            body.append(_loop(layer, machine, rows, count, start, at, 0))
-            across = max(1, ACROSS // (rows // machine.width))
-            many.append(_loop(layer, machine, rows, count, start, at, across))
-            start, at = start + count * rows, at + own.size
-    tail, end = _dots(layer, machine, start, 3)
-    arrays = (np.concatenate(blocks), layer.bias, _scale(layer), tail)
-    each = f"for (long i = 0; i < n; i++, x += xs, y += ys) {{\n{end}\n}}" if end else ""
+    if ahead and stored.nbytes < FIRST_CACHE:
+        return None
+    parts = _parts(layer, machine, block)
+    end = max(part.start + part.count * part.rows for part in parts)
+    more = max(0, end - layer.rows)
+    stored = np.concatenate([stored, np.zeros((more, layer.columns), stored.dtype)])
+    bias, scale = (np.concatenate([values, np.zeros(more, np.float32)]) for values in (layer.bias, _scale(layer)))
+    blocks, body, many = [], [], []
+    for part in parts:
+        own = stored[part.start : part.start + part.count * part.rows].reshape(part.count, part.rows, layer.columns)
+        blocks.append(own.transpose(0, 2, 1).reshape(-1))
+        body.append(_loop(layer, machine, part, 0, ahead))
+        many.append(_loop(layer, machine, part, max(1, ACROSS // (part.rows // machine.width)), ahead))
+    tail, dots = _dots(layer, machine, min(end, layer.rows), 3)
+    each = f"for (long i = 0; i < n; i++, x += xs, y += ys) {{\n{dots}\n}}" if dots else ""
     kind = "dense" if layer.codes is None else "dense int8"
-    return Form(f"{kind} by {block} rows", arrays, "\n".join((*body, end)), "\n".join((*many, each)))
+    name = f"{kind} by {block} rows{', fetched ahead' if ahead else ''}"
+    return Form(name, (np.concatenate(blocks), bias, scale, tail), "\n".join((*body, dots)), "\n".join((*many, each)))
 
 
 def by_row(layer: Layer, machine: Machine) -> Form | None:
@@ -57,7 +74,7 @@ def _stored(layer: Layer) -> NDArray[Any]:
 
 
 def _scale(layer: Layer) -> NDArray[np.float32]:
-    return np.ones(1, np.float32) if layer.scale is None else layer.scale.astype(np.float32)
+    return np.ones(layer.rows, np.float32) if layer.scale is None else layer.scale.astype(np.float32)
 
 
 def _sizes(block: int, width: int) -> Sequence[int]:
@@ -69,18 +86,35 @@ def _sizes(block: int, width: int) -> Sequence[int]:
     return [block >> k for k in range(block.bit_length()) if block >> k >= width]
 
 
-def _loop(layer: Layer, machine: Machine, rows: int, count: int, start: int, at: int, across: int) -> str:
-    """Write the product of ``count`` blocks: for one observation, or for ``n`` of them, ``across`` at a time."""
+def _parts(layer: Layer, machine: Machine, block: int) -> list[_Part]:
+    """Cut the rows into blocks of halving sizes; the last vector is filled up where that is less than rows of dots."""
+    left = layer.rows % machine.width
+    filled = left > machine.width // 4 or (left > 0 and layer.columns < machine.width)
+    total = layer.rows + (machine.width - left if filled else -left)
+    parts, start = [], 0
+    for rows in _sizes(block, machine.width):
+        count = (total - start) // rows
+        over = start + count * rows - layer.rows if count else 0
+        whole = count - (over > 0)
+        parts += [_Part(rows, whole, start, rows)] if whole else []
+        parts += [_Part(rows, 1, start + whole * rows, rows - over)] if over > 0 else []
+        start += count * rows
+    return parts
+
+
+def _loop(layer: Layer, machine: Machine, part: _Part, across: int, ahead: bool) -> str:
+    """Write the product of blocks: for one observation, or for ``n`` of them, ``across`` at a time."""
     kind = "float" if layer.codes is None else "int8_t"
+    rows, start = part.rows, part.start
     head = (
-        f"for (int r = 0; r < {count}; r++) {{\n"
-        f"const {kind} *const block = p0 + {at} + r * {rows * layer.columns};\n"
+        f"for (int r = 0; r < {part.count}; r++) {{\n"
+        f"const {kind} *const block = p0 + {start * layer.columns} + r * {rows * layer.columns};\n"
         f"const float *const b = p1 + {start} + r * {rows}, *const s = p2 + {start} + r * {rows};\n(void)s;\n"
     )
     if across == 0:
-        single = _block(layer, machine, rows, 1, max(1, SUMS // (rows // machine.width)))
+        single = _block(layer, machine, part, 1, max(1, SUMS // (rows // machine.width)), ahead)
         return head + f"float *const o = y + {start} + r * {rows};\n{single}\n}}"
-    several, rest = (_block(layer, machine, rows, i, 1) for i in (across, 1))
+    several, rest = (_block(layer, machine, part, i, 1, ahead) for i in (across, 1))
     where = f"const float *const x = xi + i * xs;\nfloat *const o = y + i * ys + {start} + r * {rows};\n"
     return (
         f"{{\nconst float *const xi = x;\n{head}long i = 0;\n"
@@ -89,9 +123,9 @@ def _loop(layer: Layer, machine: Machine, rows: int, count: int, start: int, at:
     )
 
 
-def _block(layer: Layer, machine: Machine, rows: int, across: int, unroll: int) -> str:
+def _block(layer: Layer, machine: Machine, part: _Part, across: int, unroll: int, ahead: bool) -> str:
     """Write the product of one block: ``unroll`` columns a pass, each with sums of its own."""
-    width, columns, coded = machine.width, layer.columns, layer.codes is not None
+    rows, width, columns, coded = part.rows, machine.width, layer.columns, layer.codes is not None
     vectors = range(rows // width)
     unroll = min(unroll, columns)
     zero = "(vec){0}"
@@ -102,7 +136,7 @@ def _block(layer: Layer, machine: Machine, rows: int, across: int, unroll: int) 
             lines.append("vec " + ", ".join(f"a{i}_{u}_{v} = {value}" for v, value in enumerate(first)) + ";")
     lines += [f"const {'int8_t' if coded else 'float'} *w = block;", "int j = 0;"]
     lines += [f"for (; j + {unroll} <= {columns}; j += {unroll}) {{"]
-    lines += _prefetch(layer, rows * unroll)
+    lines += _prefetch(layer, rows * unroll) if ahead else []
     lines += [line for u in range(unroll) for line in _column(rows, width, across, u, coded)]
     lines += [f"w += {rows * unroll};", "}"]
     for u in range(columns % unroll):
@@ -112,18 +146,19 @@ def _block(layer: Layer, machine: Machine, rows: int, across: int, unroll: int) 
             value = " + ".join(f"a{i}_{u}_{v}" for u in range(unroll))
             if coded:
                 value = f"({value}) * load_any(s + {v * width}) + load_any(b + {v * width})"
-            at = f"o + {v * width}" + (f" + {i} * ys" if i else "")
-            lines.append(f"store({at}, {layer.finish(value)});")
+            at, kept = f"o + {v * width}" + (f" + {i} * ys" if i else ""), part.kept - v * width
+            if kept >= width:
+                lines.append(f"store({at}, {layer.finish(value)});")
+            elif kept > 0:
+                lines.append(f"{{\nconst vec end = {layer.finish(value)};\nmemcpy({at}, &end, {4 * kept});\n}}")
     return "\n".join(lines)
 
 
 def _prefetch(layer: Layer, entries: int) -> list[str]:
-    """Ask for the weights of some passes later, where they do not stay in the first cache."""
-    stored = _stored(layer)
-    if stored.nbytes < FIRST_CACHE:
-        return []
-    line = 64 // stored.itemsize
-    return [f"__builtin_prefetch(w + {AHEAD // stored.itemsize + k * line});" for k in range(max(1, entries // line))]
+    """Ask for the weights of some passes later."""
+    size = _stored(layer).itemsize
+    line = 64 // size
+    return [f"__builtin_prefetch(w + {AHEAD // size + k * line});" for k in range(max(1, entries // line))]
 
 
 def _column(rows: int, width: int, across: int, u: int, coded: bool) -> list[str]:

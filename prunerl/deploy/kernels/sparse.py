@@ -9,6 +9,8 @@ from prunerl.deploy.kernels.layer import Form, Layer, Machine
 
 LONGEST = 1024
 """Columns or rows up to which many observations are turned over on the stack."""
+SUMS = 8
+"""Vectors that are summed to at a time, so that none waits for the one before."""
 
 
 def rows(layer: Layer, machine: Machine) -> Form | None:
@@ -49,9 +51,12 @@ def _many(layer: Layer, machine: Machine) -> str | None:
 def _beside(layer: Layer, width: int, across: int) -> str:
     """Write the product with so many observations side by side: each weight is spread over vectors of them."""
     vectors = range(across // width)
-    names = ", ".join(f"a{v} = splat(p3[r])" for v in vectors)
-    sums = "\n".join(f"a{v} += u * load(t + {v * width});" for v in vectors)
-    ends = "\n".join(f"store(out[r] + {v * width}, {layer.finish(f'a{v}')});" for v in vectors)
+    sums = max(1, SUMS * width // across)
+    names = ", ".join(f"a{s}_{v} = " + ("(vec){0}" if s else "splat(p3[r])") for s in range(sums) for v in vectors)
+    several = "\n".join(_weight(s, s, vectors, width) for s in range(sums))
+    single = _weight(0, 0, vectors, width)
+    totals = [" + ".join(f"a{s}_{v}" for s in range(sums)) for v in vectors]
+    ends = "\n".join(f"store(out[r] + {v * width}, {layer.finish(f'({t})')});" for v, t in enumerate(totals))
     return f"""float in[{layer.columns}][{across}] __attribute__((aligned(64)));
 float out[{layer.rows}][{across}] __attribute__((aligned(64)));
 for (long i = 0; i < n; i += {across}) {{
@@ -73,10 +78,12 @@ const float *w = p0;
 const uint16_t *c = p1;
 for (int r = 0; r < {layer.rows}; r++) {{
 vec {names};
-for (int left = p2[r]; left > 0; left--, w++, c++) {{
-const float *const t = in[*c];
-const vec u = splat(*w);
-{sums}
+int left = p2[r];
+for (; left >= {sums}; left -= {sums}, w += {sums}, c += {sums}) {{
+{several}
+}}
+for (; left > 0; left--, w++, c++) {{
+{single}
 }}
 {ends}
 }}
@@ -86,6 +93,13 @@ y[(i + k) * ys + r] = out[r][k];
 }}
 }}
 }}"""
+
+
+def _weight(k: int, sums: int, vectors: range, width: int) -> str:
+    """Write what one of the next weights adds to its sums."""
+    lines = [f"const float *const t = in[c[{k}]];", f"const vec u = splat(w[{k}]);"]
+    lines += [f"a{sums}_{v} += u * load(t + {v * width});" for v in vectors]
+    return "\n".join(["{", *lines, "}"])
 
 
 def formulae(layer: Layer, machine: Machine) -> Form | None:

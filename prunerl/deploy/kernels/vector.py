@@ -79,11 +79,8 @@ INLINE vec take(vec a, vec b, const uint8_t *places)
 #if W == 8 && defined(__AVX2__)
     const __m256i i = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)places));
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(a, i), _mm256_permutevar8x32_ps(b, i), _mm256_castsi256_ps(i));
-#elif W == 16 && defined(__AVX512F__) && defined(__clang__)
+#elif W == 16 && defined(__AVX512F__)
     return _mm512_permutex2var_ps(a, _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)places)), b);
-#elif W == 16 && !defined(__clang__)
-    typedef uint8_t lanes __attribute__((vector_size(W), aligned(1), may_alias));
-    return __builtin_shuffle(a, b, __builtin_convertvector(*(const lanes *)places, ivec));
 #else
     vec v;
     for (int k = 0; k < W; k++) {
@@ -96,39 +93,59 @@ INLINE vec take(vec a, vec b, const uint8_t *places)
 """
 
 DOT4 = r"""
-/* Of each of W rows: its four codes times the same four inputs, added to sum; exact with codes within 127. */
-INLINE ivec dot4(ivec sum, ivec codes, int32_t four)
+/* The machine's dot product takes inputs without a sign: their codes are kept 128 too large, by flipping bit 7, which
+   the start of a sum makes up for. */
+#if (W == 16 && defined(__AVX512VNNI__)) || \
+    (W == 8 && (defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))))
+#define FLIP -128
+#define START(p) (*(const ivec_aligned *)(p))
+#else
+#define FLIP 0
+#define START(p) ((ivec){0})
+#endif
+
+/* Of each of W rows: its four codes times its four inputs, added to sum; exact with codes within 127. */
+INLINE ivec dots(ivec sum, ivec codes, ivec inputs)
 {
 #if W == 16 && defined(__AVX512VNNI__)
-    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four ^ (int32_t)0x80808080), (__m512i)codes);
-#elif W == 8 && (defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__)))
-    const __m256i x = _mm256_set1_epi32(four ^ (int32_t)0x80808080);
-#if defined(__AVXVNNI__)
-    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, x, (__m256i)codes);
-#else
-    return (ivec)_mm256_dpbusd_epi32((__m256i)sum, x, (__m256i)codes);
-#endif
+    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)inputs, (__m512i)codes);
+#elif W == 8 && defined(__AVXVNNI__)
+    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)inputs, (__m256i)codes);
+#elif W == 8 && defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return (ivec)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)inputs, (__m256i)codes);
 #elif W == 8 && defined(__AVX2__)
-    const __m256i x = _mm256_set1_epi32(four), w = (__m256i)codes;
+    const __m256i x = (__m256i)inputs, w = (__m256i)codes;
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
     return sum + (ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
     for (int k = 0; k < 4; k++) {
-        sum += (codes << (24 - 8 * k) >> 24) * (int32_t)(int8_t)((uint32_t)four >> (8 * k));
+        sum += (codes << (24 - 8 * k) >> 24) * (inputs << (24 - 8 * k) >> 24);
     }
     return sum;
 #endif
 }
-
-/* The machine's dot product takes inputs without a sign: they are 128 too large, which the start makes up for. */
-#if (W == 16 && defined(__AVX512VNNI__)) || \
-    (W == 8 && (defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))))
-#define START(p) (*(const ivec_aligned *)(p))
-#else
-#define START(p) ((ivec){0})
-#endif
+INLINE ivec dot4(ivec sum, ivec codes, int32_t four) { return dots(sum, codes, isplat(four)); }
 """
 
+TAKE_BYTES = r"""
+/* The bytes of a and b, one after the other, whose places are given as bytes. */
+INLINE ivec take_bytes(ivec a, ivec b, const uint8_t *places)
+{
+#if W == 16 && defined(__AVX512VBMI__)
+    return (ivec)_mm512_permutex2var_epi8((__m512i)a, _mm512_load_si512((const void *)places), (__m512i)b);
+#else
+    uint8_t from[8 * W], to[4 * W];
+    ivec v;
+    memcpy(from, &a, sizeof a);
+    memcpy(from + 4 * W, &b, sizeof b);
+    for (int k = 0; k < 4 * W; k++) {
+        to[k] = from[places[k]];
+    }
+    memcpy(&v, to, sizeof v);
+    return v;
+#endif
+}
+"""
 
 TAKE_ONE = r"""
 /* The entries of one vector whose places are given as bytes. */
@@ -155,5 +172,6 @@ INTRINSICS = """
 
 def prelude(width: int, code: str) -> str:
     """Return what code for vectors of ``width`` floats relies on; intrinsics, which compile slowly, only where used."""
-    used = [text for word, text in (("take(", SELECT), ("take_one(", TAKE_ONE), ("dot4(", DOT4)) if word in code]
+    words = {"take(": SELECT, "take_one(": TAKE_ONE, "take_bytes(": TAKE_BYTES, "FLIP": DOT4}
+    used = [text for word, text in words.items() if word in code]
     return "".join((f"#define W {width}\n", PRELUDE, *([INTRINSICS] if used else []), *used))
