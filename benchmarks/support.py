@@ -333,6 +333,19 @@ print("trains" if all((a != b).any() for a, b in zip(before, model.get_weights()
 """
 
 
+HELD = """
+import os, sys
+os.environ["KERAS_BACKEND"] = "torch"
+import keras, numpy as np
+from prunerl.agents.keras_masks import hold_zeros
+model = keras.saving.load_model(sys.argv[1])
+seen = np.load(sys.argv[2])
+model.compile("adam", "sparse_categorical_crossentropy")
+model.fit(seen, np.arange(len(seen)) % 2, epochs=5, verbose=0, callbacks=[hold_zeros(model)])
+print(sum(int((w == 0).sum()) for w in model.get_weights() if w.ndim == 2))
+"""
+
+
 def keras_row() -> Row:
     """Measure the founding article's network, written and loaded by Keras."""
     row, found = Row("Keras 3", "4-64-64-64-64-2, ReLU, softmax"), {}
@@ -348,6 +361,23 @@ def keras_row() -> Row:
         states = inputs(agent.policy, rollout(agent.policy, agent.env, range(4), record=True, workers=1))[:64]
         row.measure("trace", lambda: traced(agent, states, found))
         row.measure("prune units", lambda: cut_units(agent, states, found))
+
+        def weights() -> str:
+            groups = weight_groups(found["trace"], agent.state)
+            keep = {
+                g.name: agent.state.tensors[g.name].abs().flatten().argsort().argsort() >= g.units // 2 for g in groups
+            }
+            masked = agent.with_state(remove(found["trace"], agent.state, groups, keep, ties=(), observations=states))
+            masked.save(small)
+            np.save(seen, states.numpy())
+            script = [sys.executable, "-W", "ignore", "-c", HELD, small, seen]
+            done = subprocess.run(script, capture_output=True, text=True, check=False)
+            gone = sum(int((~m).sum()) for m in masked.state.masks.values())
+            if done.stdout.split() != [str(gone)]:
+                raise AssertionError(f"{gone} removed, {done.stdout.strip()} are zero {done.stderr.strip()[-200:]}")
+            return f"{gone:,} held at 0"
+
+        row.measure("prune weights", weights)
 
         def load_plainly() -> str:
             found["small"].save(small)

@@ -66,6 +66,24 @@ class FrameStack(gym.Wrapper[Any, Any, Any, Any]):
         return _unbatched(stacked), reward, terminated, truncated, info
 
 
+class Normalized(gym.ObservationWrapper[Any, Any, Any]):
+    """Normalise observations by statistics that stay as they are, bit for bit as Stable-Baselines3's ``VecNormalize``.
+
+    For agents whose observations are normalised before frames are stacked: there the frames that fill up a stack are
+    zero after the normalisation, which no statistics of stacked observations can say.
+    """
+
+    def __init__(self, env: Env, mean: Any, var: Any, epsilon: float = 1e-8, clip: float = 10.0) -> None:
+        super().__init__(env)
+        self.mean, self.var, self.epsilon, self.clip = np.asarray(mean), np.asarray(var), epsilon, clip
+
+    def observation(self, observation: Any) -> NDArray[np.float32]:
+        """Return ``clip((observation − mean) / sqrt(var + epsilon), ±clip)``."""
+        moved = (observation - self.mean) / np.sqrt(self.var + self.epsilon)
+        result: NDArray[np.float32] = np.clip(moved, -self.clip, self.clip).astype(np.float32)
+        return result
+
+
 def _batched(observation: Any) -> Any:
     if isinstance(observation, dict):
         return {key: np.asarray(part)[None] for key, part in observation.items()}

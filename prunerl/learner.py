@@ -61,19 +61,32 @@ def prune_critics(
     """
     state, cuts = agent.state, []
     own = {name for name, _ in agent.policy.network.named_parameters()}
-    following = own | {tie.target for tie in agent.ties if tie.source in own}
+    following = {(tie.target, tie.target_dim) for tie in agent.ties if tie.source in own}
     for critic in agent.critics:
-        cut = _cut_one(critic, state, agent.ties, following, observations[-SCORED:], sparsity, structure, generator)
+        held = _Held(own, following)
+        cut = _cut_one(critic, state, agent.ties, held, observations[-SCORED:], sparsity, structure, generator)
         cuts.append(CriticCut(critic.name, _own_parameters(critic, state, own), _own_parameters(critic, cut, own)))
         state = cut
     return LearnerCut(state, tuple(cuts))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What is the policy's: whole tensors, and single dimensions of others, such as a critic's reading of features."""
+
+    tensors: set[str]
+    dims: set[tuple[str, int]]
+
+    def touches(self, group: Group) -> bool:
+        own = any(s.tensor in self.tensors for s in group.slices)
+        return own or any((s.tensor, s.dim) in self.dims for s in group.slices)
 
 
 def _cut_one(
     critic: Critic,
     state: State,
     ties: Sequence[Tie],
-    following: set[str],
+    held: _Held,
     observations: Tensor,
     sparsity: float,
     structure: Structure,
@@ -81,7 +94,7 @@ def _cut_one(
 ) -> State:
     inputs = critic.inputs(observations)
     traced = trace.trace(critic.network, inputs[:3])
-    groups = [g for g in trace.groups(traced, state, structure) if not following & {s.tensor for s in g.slices}]
+    groups = [g for g in trace.groups(traced, state, structure) if not held.touches(g)]
     if not groups or sparsity == 0.0:
         return state
     evidence = VisitedEvidence(traced, state, Head("gaussian"), lambda: inputs, generator)

@@ -70,6 +70,7 @@ def prune(
     ranking: str = "global",
     count: str = "parameters",
     distribution: str | None = None,
+    min_units: int = 1,
     scope: str = "policy",
     critic_sparsity: float = 0.5,
     repair: Sequence[str] = ("least_squares", "distill"),
@@ -98,6 +99,7 @@ def prune(
         ranking, count, distribution: Of the rule ``sparsity``: ranked ``global`` or ``local`` to each layer; counted in
             ``units``, ``parameters`` or ``macs``; spread over layers as ``uniform`` or ``erk`` (weights only, counted
             in ``units``). See :func:`prunerl.decide.by_sparsity`.
+        min_units: Units that every hidden layer keeps; for single weights, what every matrix keeps.
         scope: ``policy`` prunes what acts and keeps the rest as it is; ``learner`` cuts the critics as well, once the
             policy is found, so that training on is faster too. Targets follow.
         critic_sparsity: Share of the parameters of each critic to remove in the scope ``learner``.
@@ -129,6 +131,7 @@ def prune(
         "critic_sparsity": critic_sparsity,
         "count": count,
         "distribution": distribution,
+        "min_units": min_units,
         "repair": [name for name in REPAIRS if name in repair],
         "finetune_steps": finetune_steps,
         "episodes": episodes,
@@ -161,6 +164,7 @@ def _run(dense: Agent, settings: Mapping[str, Any], journal: Journal, observer: 
         tuple(settings["repair"]),
         settings["finetune_steps"],
         settings["seed"],
+        settings["min_units"],
     )
     made: list[Round] = []
     passed: list[Candidate] = []
@@ -237,7 +241,7 @@ def _checked(settings: dict[str, Any], repair: Sequence[str]) -> dict[str, Any]:
         raise BudgetError(
             f"critic_sparsity must be in [0, 1), got {settings['critic_sparsity']}. It is the share to remove."
         )
-    for name, least in (("rounds", 1), ("finetune_steps", 1), ("seed", 0)):
+    for name, least in (("rounds", 1), ("finetune_steps", 1), ("min_units", 1), ("seed", 0)):
         if settings[name] < least:
             raise BudgetError(f"{name} must be at least {least}, got {settings[name]}.")
     if settings["episodes"] is not None and settings["episodes"] < 10:
@@ -250,6 +254,8 @@ def _scheduled(settings: dict[str, Any]) -> dict[str, Any]:
         raise BudgetError(
             f"Schedule {settings['schedule']!r} needs a sparsity to aim at. Give one, or use the adaptive schedule."
         )
+    if settings["rule"] == "probability" and settings["min_units"] > 1:
+        raise BudgetError("Rule 'probability' draws freely and knows no min_units. Use rule sparsity, or min_units=1.")
     if settings["structure"] == "layers":
         raise BudgetError("Layers are dropped by the adaptive schedule alone. Choose units or weights.")
     structure = "units" if settings["structure"] == "auto" else settings["structure"]
@@ -332,7 +338,7 @@ def _confirmed(
         refused.append(option)
         larger = options[1] if len(options) > 1 else dense
         if settings["structure"] != "layers":
-            between(larger, masked_parameters(option), settings["structure"], step, rounds=ROUNDS_BETWEEN)
+            between(task, larger, masked_parameters(option), settings["structure"], step, rounds=ROUNDS_BETWEEN)
 
 
 def _confirmation(

@@ -58,17 +58,21 @@ def adaptive(task: Task, start: Candidate, structure: str, sparsity: float | Non
     if structure == "layers":
         return _drop_layers(task, start, step, keep=0, least=least)
     if structure in ("units", "weights"):
-        return _shrink(start, "units" if structure == "units" else "weights", step, least=least)
+        kind: Structure = "units" if structure == "units" else "weights"
+        return _shrink(start, kind, step, least=least, min_units=task.min_units)
     current = _drop_layers(task, start, step, keep=1, least=least)
-    current = _shrink(current, "units", step, least=least)
+    current = _shrink(current, "units", step, least=least, min_units=task.min_units)
     shallower = _drop_layers(task, current, step, keep=0, least=least)
-    return current if shallower is current else _shrink(shallower, "units", step, least=least)
+    if shallower is current:
+        return current
+    return _shrink(shallower, "units", step, least=least, min_units=task.min_units)
 
 
-def between(larger: Candidate, refused: int, structure: str, step: Step, *, rounds: int) -> None:
+def between(task: Task, larger: Candidate, refused: int, structure: str, step: Step, *, rounds: int) -> None:
     """Look for agents that pass between one that passed and a smaller one that was refused.
 
     Args:
+        task: The run.
         larger: The agent that passed.
         refused: Size of the smaller one.
         structure: Of the run.
@@ -76,10 +80,10 @@ def between(larger: Candidate, refused: int, structure: str, step: Step, *, roun
         rounds: At most as many.
     """
     kind: Structure = "weights" if structure == "weights" else "units"
-    now, saving = masked_parameters(larger), _smallest_saving(larger, kind)
-    floor = max(refused + saving, _fewest(larger, kind))
+    now, saving = masked_parameters(larger), _smallest_saving(larger, kind, task.min_units)
+    floor = max(refused + saving, _fewest(larger, kind, task.min_units))
     plan = Adaptive(step=max(0.5 * math.log2(now / refused), 0.1), floor=floor, closing=True)
-    _shrink(larger, kind, step, plan=plan, rounds=rounds)
+    _shrink(larger, kind, step, plan=plan, rounds=rounds, min_units=task.min_units)
 
 
 def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step) -> Candidate:
@@ -94,7 +98,7 @@ def fixed(task: Task, start: Candidate, settings: Mapping[str, Any], step: Step)
             now = (share - gone) / (1.0 - gone) if structure == "units" or settings["rule"] != "sparsity" else share
             decided = _by_rule(task, settings, now, number)
             if _plainly_by_parameters(settings):
-                decided = _to_parameters(int((1.0 - share) * masked_parameters(start)))
+                decided = _to_parameters(int((1.0 - share) * masked_parameters(start)), task.min_units)
             _, current = step(replace(current, origin=None), Attempt(structure, decided, share))
             gone = share
     return current
@@ -119,6 +123,7 @@ def _by_rule(task: Task, settings: Mapping[str, Any], sparsity: float, number: i
             scope=settings["ranking"],
             count=settings["count"],
             distribution=settings["distribution"],
+            min_units=task.min_units,
             traced=parent.traced,
             tensors=parent.agent.state.tensors,
         )
@@ -139,23 +144,24 @@ def _shrink(
     step: Step,
     *,
     least: int = 1,
+    min_units: int = 1,
     plan: Adaptive | None = None,
     rounds: int | None = None,
 ) -> Candidate:
     """Remove units or weights in steps that grow while the verdict stays good and halve when it fails."""
-    plan = plan or Adaptive(step=FIRST_STEP, floor=max(least, _fewest(current, structure)))
+    plan = plan or Adaptive(step=FIRST_STEP, floor=max(least, _fewest(current, structure, min_units)))
     for _ in itertools.count() if rounds is None else range(rounds):
-        now, saving = masked_parameters(current), _smallest_saving(current, structure)
+        now, saving = masked_parameters(current), _smallest_saving(current, structure, min_units)
         if finished(plan, now, saving):
             break
         target = propose(plan, now, saving)
-        made, candidate = step(current, Attempt(structure, _to_parameters(target), target))
+        made, candidate = step(current, Attempt(structure, _to_parameters(target, min_units), target))
         if made.satisfied:
             current, plan = candidate, passed(plan)
         else:
             left = masked_parameters(candidate)
             # Where units cost differently, a target above what was left may make the same cut again.
-            even = structure == "units" and _largest_saving(current) == saving
+            even = structure == "units" and _largest_saving(current, min_units) == saving
             plan = failed(plan, left if even else max(target, left), 1 if structure == "units" and not even else saving)
     return current
 
@@ -189,7 +195,7 @@ def _drop(name: str) -> Decide:
     return choose
 
 
-def _to_parameters(target: int) -> Decide:
+def _to_parameters(target: int, min_units: int) -> Decide:
     """Decide so that at most ``target`` parameters are left.
 
     Single weights are spread over the matrices by ERK: ranked over all of them, the first and the last one would lose
@@ -202,8 +208,10 @@ def _to_parameters(target: int) -> Decide:
             entries = sum(group.units for group in groups)
             others = size(parent.traced, tensors).parameters - entries
             sparsity = 1.0 - max(target - others, len(groups)) / entries
-            return decide.by_sparsity(groups, scores, sparsity, distribution="erk", tensors=tensors)
-        return decide.by_parameters(groups, scores, parent.traced, tensors, target)
+            return decide.by_sparsity(
+                groups, scores, sparsity, distribution="erk", min_units=min_units, tensors=tensors
+            )
+        return decide.by_parameters(groups, scores, parent.traced, tensors, target, min_units=min_units)
 
     return choose
 
@@ -216,36 +224,38 @@ def _saved_by_dropping(current: Candidate, name: str) -> int:
     return first.numel() + bias + second.numel() - second.shape[0] * first.shape[1]
 
 
-def _fewest(current: Candidate, structure: Structure) -> int:
-    """Return the parameters left with one unit in each hidden layer, or one weight in each matrix."""
+def _fewest(current: Candidate, structure: Structure, min_units: int) -> int:
+    """Return the parameters left with ``min_units`` units in each hidden layer, or weights in each matrix."""
+    tensors = current.agent.state.tensors
     if structure == "weights":
-        own = size(current.traced, current.agent.state.tensors)
-        return own.parameters - own.macs + len(current.traced.layers)
-    units = unit_groups(current.traced, current.agent.state.tensors)
-    tensors = {n: current.agent.state.tensors[n] for n in current.traced.parameters}
-    for group in units:
+        own = size(current.traced, tensors)
+        kept = sum(min(min_units, tensors[layer.weight].numel()) for layer in current.traced.layers)
+        return own.parameters - own.macs + kept
+    shapes = {n: list(tensors[n].shape) for n in current.traced.parameters}
+    for group in unit_groups(current.traced, tensors):
         for part in group.slices:
             assert part.dim is not None  # groups of units are cut along a dimension
-            tensors[part.tensor] = tensors[part.tensor].narrow(part.dim, 0, part.index.shape[1])
-    return sum(t.numel() for t in tensors.values())
+            if part.tensor in shapes:
+                shapes[part.tensor][part.dim] -= max(0, group.units - min_units) * part.index.shape[1]
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
-def _smallest_saving(current: Candidate, structure: Structure) -> int:
+def _smallest_saving(current: Candidate, structure: Structure, min_units: int) -> int:
     """Return what the removal of the cheapest unit saves; for single weights, a fiftieth of those left."""
     if structure == "weights":
         return max(1, masked_parameters(current) // 50)
-    return min(_unit_costs(current), default=1)
+    return min(_unit_costs(current, min_units), default=1)
 
 
-def _largest_saving(current: Candidate) -> int:
-    return max(_unit_costs(current), default=1)
+def _largest_saving(current: Candidate, min_units: int) -> int:
+    return max(_unit_costs(current, min_units), default=1)
 
 
-def _unit_costs(current: Candidate) -> list[int]:
-    """Return what one unit of each hidden layer costs, where there is more than one."""
+def _unit_costs(current: Candidate, min_units: int) -> list[int]:
+    """Return what one unit of each hidden layer costs, where there are more than are kept in any case."""
     tensors = current.agent.state.tensors
     return [
         sum(tensors[p.tensor].numel() // tensors[p.tensor].shape[p.dim or 0] * p.index.shape[1] for p in group.slices)
         for group in unit_groups(current.traced, tensors)
-        if group.units > 1
+        if group.units > min_units
     ]

@@ -24,7 +24,11 @@ LESSON_BYTES = 128_000_000
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What stays the same through a run. ``visited`` holds states that the dense agent visits."""
+    """What stays the same through a run.
+
+    ``visited`` holds states that the dense agent visits; each layer keeps at least ``min_units`` units (for single
+    weights, each matrix as many).
+    """
 
     dense: Agent
     traced: Trace
@@ -34,6 +38,7 @@ class Task:
     repair: tuple[str, ...]
     finetune_steps: int
     seed: int
+    min_units: int = 1
 
 
 @dataclass(frozen=True, eq=False)

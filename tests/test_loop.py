@@ -257,6 +257,15 @@ def test_fixed_schedules_reach_their_sparsity(path: Path, schedule: str, structu
         assert left == result.report.pruned.size.parameters
 
 
+def test_a_floor_under_every_layer_holds_or_is_an_error(path: Path) -> None:
+    options: dict[str, Any] = {**BRIEFLY, "episodes": 10, "repair": (), "schedule": "one_shot", "structure": "units"}
+    result = prunerl.prune(path, sparsity=0.6, ranking="local", count="units", min_units=40, **options)
+    assert result.report.pruned.size.units[:2] == (40, 40)
+    assert result.report.settings["min_units"] == 40
+    with pytest.raises(BudgetError, match=r"With 40 units in each group the network has .* Set the target to"):
+        prunerl.prune(path, sparsity=0.9, min_units=40, **options)
+
+
 def test_a_run_of_single_weights_is_remembered_too(zip_of: Callable[[str], Path], tmp_path: Path) -> None:
     """The network and its target share masks, also on disk."""
     options: dict[str, Any] = {**BRIEFLY, "episodes": 10, "repair": (), "structure": "weights", "schedule": "one_shot"}
@@ -292,6 +301,12 @@ def test_a_sparsity_is_the_end_of_the_adaptive_search(path: Path) -> None:
         ({"tolerance": float("nan")}, BudgetError, "tolerance must be above 0, got nan"),
         ({"rounds": 0}, BudgetError, "rounds must be at least 1, got 0"),
         ({"finetune_steps": 0}, BudgetError, "finetune_steps must be at least 1, got 0"),
+        ({"min_units": 0}, BudgetError, "min_units must be at least 1, got 0"),
+        (
+            {"schedule": "linear", "sparsity": 0.5, "rule": "probability", "min_units": 2},
+            BudgetError,
+            "knows no min_units",
+        ),
         ({"seed": -1}, BudgetError, "seed must be at least 0, got -1"),
         ({"episodes": 3}, BudgetError, "episodes must be at least 10"),
     ],

@@ -61,3 +61,38 @@ def test_the_smallest_network_of_one_layer_is_found(least: int) -> None:
     left = search.masked_parameters(result)
     assert left >= least
     assert left - 13 < least  # a unit has 8 + 1 + 4 parameters
+
+
+@pytest.mark.parametrize("floor", [1, 5, 16])
+def test_every_layer_keeps_the_units_that_it_is_told_to(floor: int) -> None:
+    start = candidate(16, 12)
+
+    def step(current: Candidate, plan: Attempt) -> Any:
+        units = unit_groups(current.traced, current.agent.state.tensors)
+        scores = {g.name: torch.arange(g.units) + 100.0 * (i > 0) + 1.0 for i, g in enumerate(units)}
+        state = cut(current.agent.state, units, plan.decide(current, units, scores), ())
+        smaller = Candidate(SimpleNamespace(state=state), current.traced, current.visited)  # type: ignore[arg-type]
+        return SimpleNamespace(satisfied=True), smaller
+
+    result = search._shrink(start, "units", step, min_units=floor)
+    assert [g.units for g in unit_groups(result.traced, result.agent.state.tensors)] == [min(16, floor), min(12, floor)]
+
+
+class Joined(nn.Module):
+    """A hidden layer beside the observation itself, as in a dict's policy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 6), nn.Linear(14, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(torch.cat([x, torch.tanh(self.one(x))], 1))
+
+
+def test_the_fewest_parameters_count_what_no_unit_owns() -> None:
+    network = Joined()
+    state = State({name: tensor.detach() for name, tensor in network.state_dict().items()})
+    start = Candidate(SimpleNamespace(state=state), trace(network, torch.randn(3, 8)), torch.empty(0, 8))  # type: ignore[arg-type]
+    assert search._fewest(start, "units", 1) == (8 + 1) + (9 * 4 + 4)
+    assert search._fewest(start, "units", 2) == 2 * (8 + 1) + (10 * 4 + 4)
+    assert search._fewest(start, "weights", 3) == 6 + 4 + 3 + 3

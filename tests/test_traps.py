@@ -9,6 +9,7 @@ import copy
 import functools
 import importlib.util
 import io
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prunerl
 from prunerl import cost, decide, heads, learner, masks
@@ -513,6 +515,86 @@ def test_ratio_words() -> None:
     )
     state = remove(traced, State(tensors), groups, by_parameters, ties=(), observations=torch.randn(4, 8))
     assert 0.30 <= 1 - cost.size(traced, state.tensors).parameters / 4322 < 0.33
+
+
+# Speed: what can be counted is, since a time depends on the machine
+
+
+class Counted(TorchDispatchMode):
+    """Count the operators that PyTorch runs, and the bytes that they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.calls.append(str(func))
+        if isinstance(made, Tensor) and not func.is_view and "_." not in str(func):
+            self.bytes += made.numel() * made.element_size()
+        return made
+
+
+def test_masks_cost_a_decision_nothing() -> None:
+    naive, seen = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 1)), torch.zeros(1, 3)
+    with Counted() as plain:
+        naive(seen)
+    prune.l1_unstructured(naive[0], "weight", 0.9)
+    with Counted() as slower:
+        naive(seen)
+    assert len(slower.calls) > len(plain.calls)  # a mask is multiplied in at every decision
+    agent = taken("ppo")
+    keep = {n: torch.rand(t.shape) > 0.9 for n, t in agent.state.tensors.items() if t.dim() == 2}
+    tensors = {n: t * keep[n] if n in keep else t for n, t in agent.state.tensors.items()}
+    masked = agent.with_state(replace(agent.state, tensors=tensors, masks=keep))
+    seen, dense, sparse = inputs("ppo"), agent.policy.network, masked.policy.network
+    with Counted() as before:
+        dense(seen)
+    with Counted() as after:
+        sparse(seen)
+    assert after.calls == before.calls
+    assert len(after.calls) > 3
+
+
+def deep(layers: int, width: int) -> nn.Sequential:
+    return nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(width, width), nn.Tanh())][:-1])
+
+
+def test_surgery_takes_a_few_copies_and_time_linear_in_depth() -> None:
+    def halved(layers: int, width: int) -> tuple[int, Counted]:
+        network, seen = deep(layers, width), torch.zeros(2, width)
+        traced, state = trace(network, seen), State(network.state_dict())
+        called = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal called
+            called += 1
+
+        sys.setprofile(count)
+        try:
+            groups = unit_groups(traced, state.tensors)
+            decision = {g.name: torch.arange(g.units) % 2 == 0 for g in groups}
+        finally:
+            sys.setprofile(None)
+        with Counted() as counted:
+            sys.setprofile(count)
+            try:
+                remove(traced, state, groups, decision, ties=(), observations=seen)
+            finally:
+                sys.setprofile(None)
+        return called, counted
+
+    (few, _), (more, _), (most, _) = halved(8, 8), halved(16, 8), halved(32, 8)
+    assert (most - more) / (more - few) == pytest.approx(2.0, rel=0.1)  # twice the layers, twice the work
+    _, counted = halved(4, 256)
+    naive = deep(4, 256)
+    weights = sum(t.numel() * t.element_size() for t in naive.state_dict().values())
+    assert counted.bytes < 4 * weights
+    with Counted() as wasteful:
+        chosen = [(m, "weight") for m in naive if isinstance(m, nn.Linear)]
+        prune.global_unstructured(chosen, prune.L1Unstructured, amount=0.5)
+    assert wasteful.bytes > 2 * counted.bytes
 
 
 # Saving

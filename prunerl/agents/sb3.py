@@ -6,6 +6,7 @@ import copy
 import io
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -115,12 +116,13 @@ class SB3Agent:
         env = sb3_env.training_env(self.env, self.settings.n_envs, self.settings.normalization)
         if isinstance(env, VecNormalize):
             env.training = False  # the agent is judged, and saved, with the statistics that it came with
-        live = replace(self.settings.live, replay_buffer=copy.deepcopy(self.settings.live.replay_buffer))
+        live = replace(self.settings.live, replay_buffer=_copied(self.settings.live.replay_buffer))
         own = replace(self, settings=replace(self.settings, live=live))
         try:
             with _own_random_streams():
                 model = own.model(env)
                 model.set_random_seed(seed)
+                _warm_up(model)
                 release = _hold(model, self.state.masks)
                 model.learn(steps, reset_num_timesteps=False)
                 release()
@@ -151,10 +153,26 @@ class SB3Agent:
         with _by_value(sb3_extractors, resize) if portable else nullcontext():
             self.model().save(buffer)
         if self.settings.normalization is not None:
-            env = sb3_env.training_env(self.env, self.settings.n_envs, self.settings.normalization)
-            write_atomically(target.with_name(f"{target.stem}_vecnormalize.pkl"), sb3_env.dump(env))
-            env.close()
+            statistics = sb3_env.dump(self.env, self.settings.n_envs, self.settings.normalization)
+            write_atomically(target.with_name(f"{target.stem}_vecnormalize.pkl"), statistics)
         write_atomically(target, buffer.getvalue())
+
+
+def _copied(replay_buffer: Any) -> Any:
+    """Return a copy whose last episode, which the new environments do not go on with, is over."""
+    made = copy.deepcopy(replay_buffer)
+    finish = getattr(made, "truncate_last_trajectory", None)
+    if finish is not None:
+        with warnings.catch_warnings(action="ignore"):
+            finish()
+    return made
+
+
+def _warm_up(model: Any) -> None:
+    """Let a model with an empty buffer of hindsight play whole episodes first, as at its start: it has no goals yet."""
+    buffer = getattr(model, "replay_buffer", None)
+    if hasattr(buffer, "truncate_last_trajectory") and buffer.size() == 0:  # type: ignore[union-attr]
+        model.learning_starts += model.num_timesteps
 
 
 def _hold(model: Any, masks: Mapping[str, Tensor]) -> Callable[[], None]:

@@ -108,8 +108,10 @@ def stacks(algorithm: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return the prefixes of the plain MLPs: linear layers, each followed by its activation."""
     found = [*TRUNKS[ALGORITHMS[algorithm].family]]
     found += [f"{net}.qf{i}" for net in ("critic", "critic_target") for i in range(critics(tensors))]
-    normalised = {name.rsplit(".", 2)[0] for name in tensors if name.endswith(".ra_mean")}
-    return tuple(prefix for prefix in found if layers(tensors, prefix) and prefix not in normalised)
+    # A norm, or an activation with a weight of its own, would be left without its layer.
+    between = [n for n, t in tensors.items() if n.endswith(".ra_mean") or (n.endswith(".weight") and t.dim() == 1)]
+    mixed = {name.rsplit(".", 2)[0] for name in between}
+    return tuple(prefix for prefix in found if layers(tensors, prefix) and prefix not in mixed)
 
 
 def first_layer(algorithm: str, tensors: Mapping[str, Tensor]) -> str:

@@ -185,11 +185,11 @@ def alias(agent: Described) -> str:
     return name if name in algorithm_class(agent.algorithm).policy_aliases else "MlpPolicy"
 
 
-def build_policy(agent: Described, *, load: bool = True) -> Any:
-    """Build the policy alone, in evaluation mode."""
+def build_policy(agent: Described, *, load: bool = True, cls: Any = None) -> Any:
+    """Build the policy alone, in evaluation mode; of the algorithm's own class, or another one."""
     from stable_baselines3.common.utils import ConstantSchedule
 
-    cls: Any = algorithm_class(agent.algorithm).policy_aliases[alias(agent)]
+    cls = cls or algorithm_class(agent.algorithm).policy_aliases[alias(agent)]
     kwargs = policy_kwargs(agent)
     family = ALGORITHMS[agent.algorithm].family
     if family in ("actor_critic", "recurrent") and "use_sde" in agent.settings.arguments:
@@ -248,6 +248,8 @@ def _skeleton(agent: Described, env: VecEnv | None) -> Any:
         model._setup_model()
         if has_buffer and env is None:
             model.replay_buffer = agent.settings.live.replay_buffer
+        elif has_buffer and getattr(model.replay_buffer, "env", env) is None:
+            model.replay_buffer.set_env(model.env)  # hindsight asks it for rewards; copies are made without it
     return model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from prunerl import environments
 from prunerl.errors import SpaceError
 from prunerl.types import EnvSpec, Normalizer
 
+BEFORE, NORMALIZED = "before_stacking", "prunerl.environments:Normalized"
+"""Key that says that the observations are normalised before they are stacked, and the wrapper that does it here."""
 _OPTIONS = ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward", "norm_obs_keys")
 
 
@@ -81,7 +83,7 @@ def _channels_first(observations: Tensor, given: gym.Space[Any], seen: gym.Space
 
 def normalizer(normalization: Mapping[str, Any] | None, space: gym.Space[Any]) -> Normalizer | None:
     """Return the observation statistics over packed observations."""
-    if normalization is None or not normalization.get("norm_obs", True):
+    if normalization is None or not normalization.get("norm_obs", True) or normalization.get(BEFORE):
         return None
     clip, epsilon = float(normalization.get("clip_obs", 10.0)), float(normalization.get("epsilon", 1e-8))
     rms = normalization["obs_rms"]
@@ -105,7 +107,7 @@ def check_statistics(normalization: Mapping[str, Any] | None, path: Path | None,
     """
     rms = (normalization or {}).get("obs_rms") or {}
     parts = space.spaces if isinstance(space, spaces.Dict) else None
-    if normalization is None or not normalization.get("norm_obs", True):
+    if normalization is None or not normalization.get("norm_obs", True) or normalization.get(BEFORE):
         return
     pairs = [(rms, space)] if parts is None else [(rms[k], parts.get(k)) for k in rms]
     for known, part in pairs:
@@ -115,8 +117,39 @@ def check_statistics(normalization: Mapping[str, Any] | None, path: Path | None,
             raise SpaceError(
                 f"{path} holds statistics of observations of shape {got}, the environment's have {wanted}. "
                 "Give the statistics that were saved with this agent (vec_normalize=...), or move them away. "
-                "Statistics that were taken before frames were stacked are not supported."
+                "Statistics of images or dicts that were taken before frames were stacked are not supported."
             )
+
+
+def normalized_before(
+    spec: EnvSpec, normalization: Mapping[str, Any] | None, space: gym.Space[Any]
+) -> tuple[EnvSpec, Mapping[str, Any] | None]:
+    """Return the environment with the statistics in it, where they are those of one frame of a stack of vectors.
+
+    Args:
+        spec: The environment as it was given.
+        normalization: Settings and statistics of ``VecNormalize``.
+        space: The observations, stacked.
+    """
+    if normalization is None or not normalization.get("norm_obs", True) or spec.frame_stack == 1:
+        return spec, normalization
+    rms, shape = normalization["obs_rms"], space.shape or ()
+    mean = np.asarray(rms.get("mean", ())) if isinstance(rms, Mapping) else np.empty(0)
+    if isinstance(space, spaces.Dict) or len(shape) != 1 or mean.shape != (shape[0] // spec.frame_stack,):
+        return spec, normalization
+    settings = {
+        "mean": mean.tolist(),
+        "var": np.asarray(rms["var"]).tolist(),
+        "epsilon": float(normalization.get("epsilon", 1e-8)),
+        "clip": float(normalization.get("clip_obs", 10.0)),
+    }
+    wrapped = replace(spec, wrappers=(*without_statistics(spec).wrappers, (NORMALIZED, settings)))
+    return wrapped, {**normalization, BEFORE: True}
+
+
+def without_statistics(spec: EnvSpec) -> EnvSpec:
+    """Return the environment without the wrapper of :func:`normalized_before`."""
+    return replace(spec, wrappers=tuple(w for w in spec.wrappers if w[0] != NORMALIZED))
 
 
 def training_env(spec: EnvSpec, n_envs: int, normalization: Mapping[str, Any] | None) -> VecEnv:
@@ -126,8 +159,10 @@ def training_env(spec: EnvSpec, n_envs: int, normalization: Mapping[str, Any] | 
     env: VecEnv = DummyVecEnv([lambda: Monitor(environments.make(spec))] * n_envs)
     if normalization is None:
         return env
-    wrapped = VecNormalize(env, **{k: normalization[k] for k in _OPTIONS if normalization.get(k) is not None})
-    for name in ("obs_rms", "ret_rms"):
+    options = {k: normalization[k] for k in _OPTIONS if normalization.get(k) is not None}
+    before = bool(normalization.get(BEFORE))
+    wrapped = VecNormalize(env, **{**options, "norm_obs": False} if before else options)
+    for name in ("ret_rms",) if before else ("obs_rms", "ret_rms"):
         saved = normalization.get(name)
         if saved:
             nested = "mean" not in saved
@@ -145,9 +180,16 @@ def statistics(env: VecNormalize) -> dict[str, Any]:
     return found
 
 
-def dump(env: VecEnv) -> bytes:
-    """Return the bytes that ``VecNormalize.load`` reads."""
-    return pickle.dumps(env)
+def dump(spec: EnvSpec, n_envs: int, normalization: Mapping[str, Any]) -> bytes:
+    """Return the bytes that ``VecNormalize.load`` reads; it goes where it was, around single frames or stacked ones."""
+    if normalization.get(BEFORE):
+        spec = replace(without_statistics(spec), frame_stack=1)
+        normalization = {k: v for k, v in normalization.items() if k != BEFORE}
+    env = training_env(spec, n_envs, normalization)
+    try:
+        return pickle.dumps(env)
+    finally:
+        env.close()
 
 
 def _rms(saved: Mapping[str, Any]) -> RunningMeanStd:

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import (
 from torch import Tensor
 
 from prunerl import environments
-from prunerl.agents import allocation, sb3_build, sb3_env, sb3_optimizers, sb3_settings, sb3_zip
+from prunerl.agents import allocation, sb3_build, sb3_classes, sb3_env, sb3_optimizers, sb3_settings, sb3_zip
 from prunerl.agents.sb3 import SB3Agent
 from prunerl.agents.sb3_algorithms import ALGORITHMS, algorithm_class, first_layer, last_layer, name_of
 from prunerl.agents.sb3_extractors import Narrowed
@@ -79,14 +79,19 @@ def _agent(
     made = environments.make(env)
     pair = (made.observation_space, made.action_space)
     made.close()
-    _check_policy_class(contents)
     _check_spaces(contents, env, pair)
     try:
-        settings, notes = sb3_settings.read(contents, statistics, pair[1], trusted=trusted())
+        opened = trusted()
+        own = sb3_classes.own_class(contents, opened)
+        settings, notes = sb3_settings.read(contents, statistics, pair[1], trusted=opened)
+        env, normalization = sb3_env.normalized_before(env, settings.normalization, pair[0])
+        settings = replace(settings, normalization=normalization)
+        if (normalization or {}).get(sb3_env.BEFORE):
+            notes = (*notes, "Observations are normalised before they are stacked; an export takes normalised frames.")
         sb3_env.check_statistics(settings.normalization, statistics, pair[0])
         agent = SB3Agent(contents.algorithm, env, pair, settings, State(contents.tensors), notes)
         with allocation.Limit(10**7 + 8 * sum(t.numel() for t in contents.tensors.values())):
-            return _with_moments(_canonical(contents, agent), contents)
+            return _with_moments(_canonical(contents, agent, own), contents)
     except PruneError:
         raise
     except Exception as error:  # settings of any kind may stand in a file
@@ -166,16 +171,6 @@ def find_statistics(path: Path) -> Path | None:
     return next((c for c in candidates if c.is_file()), None)
 
 
-def _check_policy_class(contents: sb3_zip.Contents) -> None:
-    found = contents.data.get("policy_class")
-    module = str(found.get("__module__", "stable_baselines3")) if isinstance(found, dict) else "stable_baselines3"
-    if module.split(".", maxsplit=1)[0] not in ("stable_baselines3", "sb3_contrib"):
-        raise LoadError(
-            f"{contents.path}: its policy is a class of {module!r}, whose layers are not known. Policies of "
-            "Stable-Baselines3 and sb3-contrib are supported, with any features extractor."
-        )
-
-
 def _check_spaces(contents: sb3_zip.Contents, env: EnvSpec, pair: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
     algorithm, tensors = ALGORITHMS[contents.algorithm], contents.tensors
     first, last = (f(contents.algorithm, tensors) for f in (first_layer, last_layer))
@@ -210,10 +205,11 @@ def _check_spaces(contents: sb3_zip.Contents, env: EnvSpec, pair: tuple[gym.Spac
         )
 
 
-def _canonical(contents: sb3_zip.Contents, agent: SB3Agent) -> SB3Agent:
+def _canonical(contents: sb3_zip.Contents, agent: SB3Agent, own: Any) -> SB3Agent:
     """Return the agent with each tensor under its first name only, once all are checked to fit."""
     try:
         policy = sb3_build.build_policy(agent, load=False)
+        theirs = None if own is None else sb3_build.build_policy(agent, load=False, cls=own)
     except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
         raise LoadError(f"{contents.path}: its policy cannot be rebuilt: {error}.") from error
     expected, second = policy.state_dict(), sb3_build.aliases(policy)
@@ -235,7 +231,8 @@ def _canonical(contents: sb3_zip.Contents, agent: SB3Agent) -> SB3Agent:
             f"({len(wrong)} such). Policies with layers of their own are not supported."
         )
     tensors = {n: contents.tensors[n].clone() for n in expected if n not in second}
-    return replace(agent, state=State(tensors))
+    notes = () if theirs is None else (sb3_classes.check_alike(theirs, policy, contents.path),)
+    return replace(agent, state=State(tensors), notes=(*agent.notes, *notes))
 
 
 def _fits(name: str, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> bool:

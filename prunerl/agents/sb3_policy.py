@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -174,18 +175,14 @@ def _head(algorithm: str, space: gym.Space[Any], policy: Any, state: State) -> H
 def critics_of(agent: Described) -> tuple[Critic, ...]:
     """Return the networks that judge; they read features, which are no part of them."""
     family = ALGORITHMS[agent.algorithm].family
-    if family not in ("actor_critic", "stochastic", "deterministic"):
+    if family in ("q_network", "search"):
         return ()
     policy = build_policy(agent)
     policy.requires_grad_(False)
     view = view_of(agent, policy)
-    if family == "actor_critic":
+    if family in ("actor_critic", "recurrent"):
         network = _Critic({"mlp_extractor.value_net": policy.mlp_extractor.value_net, "value_net": policy.value_net})
-
-        def seen(observations: Tensor) -> Tensor:
-            return features(policy.vf_features_extractor, view, observations)
-
-        return (Critic("value", network, seen, "value"),)
+        return (Critic("value", network, _valued(policy, view, recurrent=family == "recurrent"), "value"),)
     actor = acting(agent, policy)
     actions = int(np.prod(agent.spaces[1].shape or (1,)))
 
@@ -199,3 +196,22 @@ def critics_of(agent: Described) -> tuple[Critic, ...]:
         Critic(f"qf{i}", _Critic({f"critic.qf{i}": getattr(policy.critic, f"qf{i}")}), judged, "qf", actions)
         for i in range(critics(agent.state.tensors))
     )
+
+
+def _valued(policy: Any, view: View, *, recurrent: bool) -> Callable[[Tensor], Tensor]:
+    """Return the function from the policy network's inputs to those of the value network's hidden layers."""
+
+    def seen(observations: Tensor) -> Tensor:
+        return features(policy.vf_features_extractor, view, observations)
+
+    def remembered(sequences: Tensor) -> Tensor:
+        found = seen(sequences.flatten(0, 1))
+        memory = policy.lstm_critic or (policy.lstm_actor if policy.shared_lstm else None)
+        with torch.no_grad():
+            if memory is None:  # a linear layer in its place
+                result: Tensor = policy.critic(found)
+                return result
+            hidden, _ = memory(found.reshape(*sequences.shape[:2], -1).transpose(0, 1))
+            return hidden.transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]
+
+    return remembered if recurrent else seen

@@ -27,7 +27,10 @@ _SPECIAL = frozenset(
     "replay_buffer_kwargs target_entropy tensorboard_log policy_kwargs verbose seed device stats_window_size "
     "_init_setup_model".split()
 )
-PICKLED = ("policy_kwargs", "learning_rate", "clip_range", "clip_range_vf", "action_noise", "delta_std_schedule")
+PICKLED = (
+    "policy_class policy_kwargs learning_rate clip_range clip_range_vf action_noise delta_std_schedule "
+    "replay_buffer_class replay_buffer_kwargs"
+).split()
 """What a zip pickles where it is not plain, and can be needed."""
 ENTROPY = ("log_ent_coef", "ent_coef_tensor")
 _CLIP_RANGE, _NOISE = 0.2, 0.05
@@ -136,6 +139,8 @@ def _arguments(
         arguments["train_freq"] = _train_freq(data, 4 if "exploration_fraction" in parameters else 1, notes)
     if "action_noise" in parameters:
         arguments["action_noise"] = trusted.get("action_noise") or _action_noise(data.get("action_noise"), notes)
+    if "replay_buffer_class" in parameters:
+        arguments |= _replay_buffer(data, trusted, notes)
     if "target_entropy" in parameters:
         arguments["target_entropy"] = _target_entropy(data.get("target_entropy"), action_space)
     if "delta_std" in parameters:
@@ -191,6 +196,29 @@ def _train_freq(data: Mapping[str, Any], default: int, notes: list[str]) -> Any:
         steps = "1 step is" if default == 1 else f"{default} steps are"
         notes.append(f"The training frequency is pickled; {steps} used if the agent trains on.")
     return default if found is None else found
+
+
+def _replay_buffer(data: Mapping[str, Any], trusted: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the replay buffer's arguments, and its class where the algorithm does not choose it by itself."""
+    from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+    given = data.get("replay_buffer_class")
+    module = str(given.get("__module__", "")) if isinstance(given, dict) else ""
+    own = trusted.get("replay_buffer_class")
+    if module.startswith("stable_baselines3.her.") or own is HerReplayBuffer:
+        chosen: dict[str, Any] = {"replay_buffer_class": HerReplayBuffer}
+    elif not module or module == "stable_baselines3.common.buffers":
+        chosen = {}
+    elif own is not None:
+        chosen = {"replay_buffer_class": own}
+    else:
+        notes.append(f"The replay buffer is a class of {module!r}; the usual one is used if the agent trains on.")
+        return {}
+    kwargs = trusted.get("replay_buffer_kwargs", data.get("replay_buffer_kwargs")) or {}
+    if isinstance(kwargs, dict) and sb3_zip.SERIALIZED not in kwargs:
+        return {**chosen, "replay_buffer_kwargs": dict(kwargs)}
+    notes.append("The replay buffer's arguments are pickled; its defaults are used if the agent trains on.")
+    return chosen
 
 
 def _target_entropy(value: Any, action_space: gym.Space[Any]) -> float:

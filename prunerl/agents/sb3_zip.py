@@ -202,7 +202,8 @@ SIGNS: Mapping[str, Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], boo
 ACTIVATIONS = {
     name: getattr(nn, name)
     for name in (
-        "ReLU Tanh ELU LeakyReLU SiLU GELU Sigmoid Softplus Mish SELU Hardtanh ReLU6 CELU Softsign Identity"
+        "ReLU Tanh ELU LeakyReLU SiLU GELU Sigmoid Softplus Mish SELU Hardtanh ReLU6 CELU Softsign Identity "
+        "Hardswish Hardsigmoid Hardshrink Softshrink Tanhshrink LogSigmoid PReLU"
     ).split()
 }
 PLAIN_POLICY_KWARGS = frozenset(

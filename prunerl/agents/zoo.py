@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunerl.agents.sb3 import SB3Agent
+from prunerl.agents.sb3_env import BEFORE, without_statistics
 from prunerl.agents.zoo_settings import ARGUMENTS, BEST, CONFIG, STATISTICS, Settings, settings, settings_folders
 from prunerl.agents.zoo_yaml import dump
 from prunerl.errors import RunError
@@ -83,8 +84,13 @@ def _name(env: str) -> str:
 
 def _check_runnable(agent: SB3Agent) -> None:
     if agent.algorithm in _MISSING:
-        raise RunError(f"The RL Zoo has no {agent.algorithm}. Save the agent with agent.save().")
-    if agent.env.frame_stack != 1 and agent.settings.normalization is not None:
+        raise RunError(
+            f"The RL Zoo has no {agent.algorithm}, and its enjoy asks no environment which actions are allowed. "
+            "Save the agent with agent.save()."
+        )
+    normalization = agent.settings.normalization
+    after = normalization is not None and normalization.get("norm_obs", True) and not normalization.get(BEFORE)
+    if agent.env.frame_stack != 1 and after:
         raise RunError("The RL Zoo normalises before it stacks frames, this agent after. Save it with agent.save().")
 
 
@@ -105,7 +111,7 @@ def _config(agent: SB3Agent, old: Mapping[str, Any]) -> dict[str, Any]:
         result["normalize"] = before
     else:  # the Zoo evaluates a text as code
         result["normalize"] = {key: bool(normalization.get(key, True)) for key in ("norm_obs", "norm_reward")}
-    env = agent.env
+    env = without_statistics(agent.env)
     if env.wrappers:
         named = [(name.replace(":", "."), dict(kwargs)) for name, kwargs in env.wrappers]
         result["env_wrapper"] = [{name: kwargs} if kwargs else name for name, kwargs in named]

@@ -39,6 +39,8 @@ class Arguments(Source):
     """What the sparsity counts: units, parameters or macs."""
     distribution: str | None = None
     """How sparsity spreads over layers: uniform or erk (single weights, counted in units)."""
+    min_units: int = 1
+    """Units that every hidden layer keeps; for single weights, what every matrix keeps."""
     scope: str = "policy"
     """What is pruned: the policy that acts, or the whole learner, with its critics and their targets."""
     critic_sparsity: float = 0.5
@@ -85,6 +87,7 @@ def run(args: Arguments) -> None:
             critic_sparsity=args.critic_sparsity,
             count=args.count,
             distribution=args.distribution,
+            min_units=args.min_units,
             repair=tuple(filter(None, repair)),
             finetune_steps=args.finetune_steps,
             episodes=args.episodes,

@@ -20,6 +20,7 @@ from torch import Tensor
 import prunerl
 from prunerl import heads
 from prunerl.agents.keras import KerasAgent
+from prunerl.agents.keras_masks import hold_zeros
 from prunerl.errors import LearnError, LoadError, NameUnknownError, RemovalError, SpaceError
 from prunerl.remove import follow, remove
 from prunerl.trace import groups, layer_groups, trace, unit_groups
@@ -209,6 +210,34 @@ def test_masked_weights_are_zeros_in_the_file(loaded: Callable[..., KerasAgent],
     assert len(masks) == len(kernels) == 5
     for kernel, mask in zip(kernels, masks, strict=True):
         np.testing.assert_array_equal(kernel != 0, mask.T)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
+def test_masked_weights_stay_zero_through_fit(
+    loaded: Callable[..., KerasAgent], tmp_path: Path, optimizer: str
+) -> None:
+    small = halved(loaded(article()), "weights")
+    small.save(tmp_path / "small.keras")
+    model = keras.saving.load_model(tmp_path / "small.keras")
+    chosen = keras.optimizers.SGD(0.01, momentum=0.9) if optimizer == "sgd" else optimizer
+    model.compile(chosen, "sparse_categorical_crossentropy")
+    before, counts = model.get_weights(), []
+
+    def count(batch: int, logs: Any) -> None:
+        counts.append(sum(int((w == 0).sum()) for w in model.get_weights() if w.ndim == 2))
+
+    seen = observations(small, 96)
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=count)
+    model.fit(seen, np.arange(96) % 2, epochs=2, verbose=0, callbacks=[hold_zeros(model), watch])
+    gone = sum(int((~mask).sum()) for mask in small.state.masks.values())
+    assert counts == [gone] * 6  # after every update as many as were removed, and no more
+    assert all((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))
+    slots = [np.asarray(v) for v in model.optimizer.variables if len(v.shape) == 2]
+    assert slots
+    assert sum(int((s == 0).sum()) for s in slots) >= gone * len(slots) // 5
+    model.compile(chosen, "mse", steps_per_execution=2)
+    with pytest.raises(LearnError, match="steps_per_execution=1"):
+        hold_zeros(model).on_train_begin()
 
 
 def test_all_else_in_the_file_stays_as_it_was(loaded: Callable[..., KerasAgent], tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 import toy_env
-from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3 import A2C, PPO, SAC, HerReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from test_sb3_table import (
     CASES,
@@ -32,7 +33,7 @@ from torch import Tensor
 import prunerl
 from prunerl import environments, heads
 from prunerl.agents.sb3 import SB3Agent
-from prunerl.errors import LoadError, RemovalError, SpaceError
+from prunerl.errors import LoadError, RemovalError, SpaceError, TrustError
 from prunerl.types import EnvSpec, State
 
 TINY: dict[str, Any] = {"device": "cpu", "seed": 0}
@@ -159,11 +160,113 @@ def test_stacked_frames_are_recognised(observes: str) -> None:
     assert agent.learn(10, seed=0).env.frame_stack == 3
 
 
-def test_statistics_from_before_the_stacking_are_refused() -> None:
-    env = VecFrameStack(VecNormalize(DummyVecEnv([lambda: gym.make("Toy-v0")])), 2)
-    model = PPO("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, **TINY)
-    with pytest.raises(SpaceError, match="before frames were stacked"):
-        prunerl.load(model)
+def test_statistics_from_before_the_stacking(tmp_path: Path) -> None:
+    """Frames that fill up a stack are zero after the normalisation: to the bit what the library's wrappers give."""
+    toy = [lambda: gym.make("Toy-v0")]
+    env: Any = VecFrameStack(VecNormalize(DummyVecEnv(toy), clip_obs=1.5), 3)
+    model = PPO("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, **TINY, **ON_POLICY).learn(32)
+    agent = loaded(model)
+    assert agent.env.frame_stack == 3
+    assert agent.policy.normalizer is None
+    assert "normalised before they are stacked" in agent.notes[0]
+    agent.save(tmp_path / "agent.zip")
+    statistics = VecNormalize.load(str(tmp_path / "agent_vecnormalize.pkl"), DummyVecEnv(toy))
+    statistics.training = False
+    plain, saved = VecFrameStack(statistics, 3), PPO.load(tmp_path / "agent.zip", device="cpu")
+    again = loaded(tmp_path / "agent.zip", env=EnvSpec("Toy-v0", frame_stack=3))
+    assert again.env == agent.env == loaded(tmp_path / "agent.zip", env=agent.env).env
+    plain.seed(0)
+    theirs = [plain.reset()]
+    actions = [saved.predict(theirs[0], deterministic=True)[0]]
+    for _ in range(5):
+        theirs.append(plain.step(actions[-1])[0])
+        actions.append(saved.predict(theirs[-1], deterministic=True)[0])
+    own = environments.make(again.env)  # only now: the toys draw from one space
+    ours, _ = own.reset(seed=0)
+    for wanted, action in zip(theirs, actions, strict=True):
+        assert np.array_equal(wanted[0], ours)
+        assert np.array_equal(heads.act(again.policy, ours[None]), action)
+        ours = own.step(action[0])[0]
+    after = again.learn(16, seed=0)
+    assert not torch.equal(after.state.tensors["action_net.weight"], agent.state.tensors["action_net.weight"])
+    assert np.array_equal(after.settings.normalization["obs_rms"]["mean"], statistics.obs_rms.mean)  # type: ignore[index]
+    images = VecFrameStack(VecNormalize(DummyVecEnv([lambda: gym.make("Toy-v0", observes="image")])), 2)
+    with pytest.raises(SpaceError, match="images or dicts that were taken before frames were stacked"):
+        prunerl.load(PPO("MlpPolicy", images, policy_kwargs={"net_arch": [4]}, **TINY))
+
+
+class Own(ActorCriticPolicy):
+    """Another name, and other defaults."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "net_arch": [7]})
+
+
+class Louder(Own):
+    """Says something else than its network."""
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        return super()._predict(observation, deterministic) + 1
+
+
+class Rebuilt(Own):
+    """Other activations, which no tensor shows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.mlp_extractor.policy_net[1] = torch.nn.Sigmoid()
+
+
+def test_a_policy_class_of_ones_own_that_adds_nothing(tmp_path: Path) -> None:
+    def tiny(policy: Any) -> PPO:
+        return PPO(policy, gym.make("Toy-v0"), **TINY, **ON_POLICY)
+
+    model = tiny(Own)
+    agent = loaded(model)
+    assert agent.notes[-1] == "Its policy class Own is saved as ActorCriticPolicy, to which it adds nothing."
+    assert_acts_like(agent, model)
+    model.save(tmp_path / "own.zip")
+    with pytest.raises(TrustError, match=r"a class of 'test_sb3_live'.*--trust"):
+        prunerl.load(tmp_path / "own.zip", env="Toy-v0")
+    assert_acts_like(loaded(tmp_path / "own.zip", env=EnvSpec("Toy-v0"), trust=True), model)
+    cut_actor(agent).save(tmp_path / "small.zip")
+    assert type(PPO.load(tmp_path / "small.zip", device="cpu").policy) is ActorCriticPolicy
+    with pytest.raises(LoadError, match=r"Louder overrides _predict.*from_module"):
+        prunerl.load(tiny(Louder))
+    with pytest.raises(LoadError, match=r"Rebuilt builds another 'mlp_extractor' than ActorCriticPolicy.*from_module"):
+        prunerl.load(tiny(Rebuilt))
+
+
+def test_hindsight_goes_on(tmp_path: Path) -> None:
+    env = gym.make("Goal-v0")
+    options: dict[str, Any] = {"learning_starts": 24, "buffer_size": 200, "batch_size": 8, "train_freq": 4}
+    chosen = {"n_sampled_goal": 2, "goal_selection_strategy": "final"}
+    model = SAC(
+        "MultiInputPolicy",
+        env,
+        replay_buffer_class=HerReplayBuffer,
+        replay_buffer_kwargs=chosen,
+        policy_kwargs={"net_arch": [8]},
+        **options,
+        **TINY,
+    ).learn(36)
+    small = cut_actor(loaded(model))
+    live: Any = small.model()
+    assert live.replay_buffer is model.replay_buffer
+    after = small.learn(12, seed=0)
+    assert after.settings.live.replay_buffer.her_ratio == pytest.approx(2 / 3)
+    assert after.settings.live.replay_buffer.size() >= 12
+    assert model.replay_buffer.size() == 36
+    assert model.replay_buffer.env is model.env
+    small.save(tmp_path / "agent.zip")
+    again = loaded(tmp_path / "agent.zip", env="Goal-v0")
+    assert again.notes == ()
+    assert again.settings.arguments["replay_buffer_class"] is HerReplayBuffer
+    assert again.settings.arguments["replay_buffer_kwargs"] == chosen
+    plain: Any = SAC.load(tmp_path / "agent.zip", env=env, device="cpu")
+    assert type(plain.replay_buffer) is HerReplayBuffer
+    plain.learn(35)
+    assert again.learn(35, seed=0).state.tensors.keys() == small.state.tensors.keys()
 
 
 def test_layers_of_an_lstm_keep_one_width() -> None:

@@ -337,3 +337,21 @@ def test_cut_agents_are_plain_zips(tmp_path: Path, scope: str) -> None:
         assert all(torch.equal(t, again.state.tensors[n]) for n, t in small.state.tensors.items())
         assert again.state.moments.keys() == small.state.moments.keys()
         assert_acts_like(again, small.model())
+
+
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.algorithm in ("ppo_lstm", "ppo")])
+def test_values_are_those_of_the_library(name: str) -> None:
+    """From the policy's inputs to the value network's, through the critic's own extractor and memory."""
+    agent = taken(name)
+    inputs, policy = inputs_of(agent), agent.model().policy
+    (critic,) = agent.critics
+    with torch.no_grad():
+        got = critic.network(critic.inputs(inputs))
+        seen = [observed(agent, 12)[i] for i in range(12)]
+        tensors = policy.obs_to_tensor(batch(seen))[0]
+        if not agent.policy.memory:
+            wanted = policy.predict_values(tensors)
+        else:  # three sequences of four steps, each from an empty memory
+            memory = tuple(torch.zeros(policy.lstm_actor.num_layers, 3, policy.lstm_actor.hidden_size) for _ in "hc")
+            wanted = policy.predict_values(tensors, memory, torch.zeros(12))
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)

@@ -62,6 +62,23 @@ class Choosy(Toy):
         return mask
 
 
+class Goal(Toy):
+    """Asks for a point of a square, as hindsight experience replay needs it; nothing moves but by chance."""
+
+    def __init__(self) -> None:
+        super().__init__("box", "box")
+        keys = ("observation", "achieved_goal", "desired_goal")
+        self.observation_space = spaces.Dict({key: spaces.Box(-1.0, 1.0, (2,)) for key in keys})
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, over, truncated, info = super().step(action)
+        reward = self.compute_reward(observation["achieved_goal"], observation["desired_goal"], info)
+        return observation, float(reward), over, truncated, info
+
+    def compute_reward(self, achieved: Any, desired: Any, info: Any) -> Any:
+        return -np.linalg.norm(achieved - desired, axis=-1)
+
+
 class Custom(BaseFeaturesExtractor):
     """A convolution and a batch norm, of a user's own."""
 
@@ -78,3 +95,4 @@ class Custom(BaseFeaturesExtractor):
 
 gym.register("Toy-v0", entry_point=Toy)
 gym.register("Choosy-v0", entry_point=Choosy)
+gym.register("Goal-v0", entry_point=Goal)
