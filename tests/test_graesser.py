@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback
 from torch.nn import functional
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -22,6 +23,15 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in ("graesser", "graesser_dqn", "graesser_baselines"):
         sys.modules.pop(name, None)
+
+
+class Stop(BaseCallback):
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def _on_step(self) -> bool:
+        return bool(self.num_timesteps < self.steps)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "MountainCar-v0"])
@@ -81,9 +91,9 @@ def test_sparse_networks_start_masked_and_scaled_by_what_is_left(name: str) -> N
     import graesser
     import graesser_dqn as own
 
-    model = own.dqn("MountainCar-v0", [64, 64], rate=1e-3, steps=50, seed=0)
-    callbacks = graesser.pruning(graesser.Cell("MountainCar-v0", name, 0.5, 1e-3, 0, 50))
-    model.learn(50, callback=callbacks)
+    model = own.dqn("MountainCar-v0", [64, 64], rate=1e-3, steps=2000, seed=0)
+    callbacks = graesser.pruning(graesser.Cell("MountainCar-v0", name, 0.5, 1e-3, 0, 2000))
+    model.learn(2000, callback=[*callbacks, Stop(50)])
     parameters = dict(model.policy.named_parameters())
     assert len(callbacks[0].masks) == 3
     for key, mask in callbacks[0].masks.items():

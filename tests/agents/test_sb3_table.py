@@ -344,6 +344,7 @@ def test_values_are_those_of_the_library(name: str) -> None:
     """From the policy's inputs to the value network's, through the critic's own extractor and memory."""
     agent = taken(name)
     inputs, policy = inputs_of(agent), agent.model().policy
+    policy.set_training_mode(False)
     (critic,) = agent.critics
     with torch.no_grad():
         got = critic.network(critic.inputs(inputs))

@@ -44,7 +44,7 @@ table.CASES.setdefault("ppo-binary", table.Case("ppo", acts="multi_binary"))
 
 def module_agent() -> Agent:
     network = nn.Sequential(nn.Linear(4, 16), nn.ELU(), nn.LayerNorm(16), nn.Linear(16, 2))
-    made: Agent = prunerl.load(network, env="CartPole-v1", head="logits")
+    made: Agent = prunerl.from_module(network, env="CartPole-v1", head="logits")
     return made
 
 

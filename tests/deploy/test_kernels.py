@@ -181,13 +181,13 @@ def test_steps_hold_every_weight_once(group: int, stride: int, each: int, densit
     weights, places, steps = pell.steps_of(weight, 8, group, stride, each=each)
     made, at = np.zeros((40, 200), np.float32), 0
     for block, row in enumerate(steps):
-        for window, count in enumerate(row):
+        for window, count in enumerate(row.tolist()):
             for k in range(at, at + count):
                 lanes = block * 8 + np.repeat(np.arange(8), each)
                 np.add.at(made, (lanes, window * stride + places[k]), weights[k])
             at += count
     np.testing.assert_array_equal(made[:37, :75], weight)
-    assert made.sum() == weight.sum()
+    assert np.count_nonzero(made) == np.count_nonzero(weight)
     assert at == len(weights) - 1
 
 
