@@ -11,11 +11,12 @@ The networks are policies of Stable-Baselines3 (PPO) with random weights: S = 4-
 L = 376-400-300-17, X = 64-1024-1024-8; sparse ones have that share of their weights, chosen at random, at zero. With
 ``--agents FOLDER`` each folder in it that ``prunerl.load`` takes is measured as well.
 
-All runtimes are in one process on one core, one thread each, and take turns, some decisions each. The figures are
-quantiles of the mean of such a turn. "Pure compute" is the compiled function called in a loop in C; its limit is the
-time in which the machine reads as many bytes as the policy's weights have, again and again, or does as many products,
-whichever is longer, measured in the same run. A runtime that is not installed is named with the reason. What is
-measured is kept in ``--out`` and not measured again. It takes some five minutes.
+All runtimes are in one process on one core, one thread each, and take turns, some decisions each; one before them that
+is not counted, brings the runtime's weights back into the caches. The figures are quantiles of the mean of such a turn.
+"Pure compute" is the compiled function called in a loop in C; its limit is the time in which the machine reads as many
+bytes as the policy's weights have, again and again, or does as many products, whichever is longer, measured in the same
+run. A runtime that is not installed is named with the reason. What is measured is kept in ``--out`` and not measured
+again. It takes some five minutes on a quiet machine.
 """
 
 from __future__ import annotations
@@ -311,6 +312,7 @@ def batches(program: Program, blocks: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(blocks):
         for name, decide in ready.items():
+            decide()  # brings its weights back into the caches
             start = time.perf_counter()
             decide()
             times[name].append((time.perf_counter() - start) / BATCH * 1e6)

@@ -38,7 +38,9 @@ def slow(name: str, calls: list[str], *, wrong: bool = False) -> Callable[[Scene
 def test_the_runtimes_take_turns(load_agent: Load) -> None:
     calls: list[str] = []
     result = bench(load_agent("ppo/CartPole-v1"), blocks=20, runtimes={n: slow(n, calls) for n in ("a", "b")})
-    assert calls[-44:] == ["a", "b"] * 22  # 20 blocks that count and 2 to warm up, of one decision each
+    assert (
+        calls[-88:] == ["a", "a", "b", "b"] * 22
+    )  # 20 blocks that count and 2 to warm up, of a decision after another
     assert [each.name for each in result.timings] == ["a", "b"]
     assert all(
         each.latency is not None and 0 < each.latency[0] <= each.latency[1] <= each.latency[2]

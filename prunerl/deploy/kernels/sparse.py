@@ -62,11 +62,7 @@ float out[{layer.rows}][{across}] __attribute__((aligned(64)));
 for (long i = 0; i < n; i += {across}) {{
 const int m = n - i < {across} ? (int)(n - i) : {across};
 if (m == {across}) {{
-for (int j = 0; j < {layer.columns}; j++) {{
-for (int k = 0; k < {across}; k++) {{
-in[j][k] = x[(i + k) * xs + j];
-}}
-}}
+{_turned(layer.columns, width, across, inwards=True)}
 }} else {{
 for (int j = 0; j < {layer.columns}; j++) {{
 for (int k = 0; k < {across}; k++) {{
@@ -87,10 +83,34 @@ for (; left > 0; left--, w++, c++) {{
 }}
 {ends}
 }}
+if (m == {across}) {{
+{_turned(layer.rows, width, across, inwards=False)}
+}} else {{
 for (int k = 0; k < m; k++) {{
 for (int r = 0; r < {layer.rows}; r++) {{
 y[(i + k) * ys + r] = out[r][k];
 }}
+}}
+}}
+}}"""
+
+
+def _turned(count: int, width: int, across: int, *, inwards: bool) -> str:
+    """Write how vectors of ``count`` entries become rows of an entry each, or come back: in squares, then the rest."""
+    squares, beside = count // width * width, range(0, across, width)
+    if inwards:
+        square = [f"square(x + (i + {k}) * xs + j, xs, &in[j][{k}], {across});" for k in beside]
+        single = "in[j][k] = x[(i + k) * xs + j];"
+    else:
+        square = [f"square(&out[j][{k}], {across}, y + (i + {k}) * ys + j, ys);" for k in beside]
+        single = "y[(i + k) * ys + j] = out[j][k];"
+    lines = "\n".join(square)
+    return f"""for (int j = 0; j < {squares}; j += {width}) {{
+{lines}
+}}
+for (int j = {squares}; j < {count}; j++) {{
+for (int k = 0; k < {across}; k++) {{
+{single}
 }}
 }}"""
 

@@ -163,6 +163,14 @@ INLINE vec take_one(vec a, const uint8_t *places)
 }
 """
 
+MIX = """
+#ifdef __clang__
+#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MIX(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+"""
+
 INTRINSICS = """
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -174,4 +182,22 @@ def prelude(width: int, code: str) -> str:
     """Return what code for vectors of ``width`` floats relies on; intrinsics, which compile slowly, only where used."""
     words = {"take(": SELECT, "take_one(": TAKE_ONE, "take_bytes(": TAKE_BYTES, "FLIP": DOT4}
     used = [text for word, text in words.items() if word in code]
-    return "".join((f"#define W {width}\n", PRELUDE, *([INTRINSICS] if used else []), *used))
+    more = turned(width) if "square(" in code else ""
+    return "".join((f"#define W {width}\n", PRELUDE, *([INTRINSICS] if used else []), *used, more))
+
+
+def turned(width: int) -> str:
+    """Write the transposition of a square as wide as a vector, by exchanging halves of halves (Eklundh 1972)."""
+    rows, lanes = range(width), range(width)
+    lines = [f"vec r{k} = load_any(from + {k} * fs);" for k in rows]
+    half = width // 2
+    while half:
+        first = ", ".join(str(k if not k & half else width + k - half) for k in lanes)
+        second = ", ".join(str(k + half if not k & half else width + k) for k in lanes)
+        for k in (k for k in rows if not k & half):
+            lines.append(f"t = MIX(r{k}, r{k + half}, {first});")
+            lines.append(f"r{k + half} = MIX(r{k}, r{k + half}, {second});\nr{k} = t;")
+        half //= 2
+    lines += [f"store(to + {k} * ts, r{k});" for k in rows]
+    body = "\n".join(lines)
+    return f"{MIX}\nINLINE void square(const float *from, long fs, float *to, long ts)\n{{\nvec t;\n{body}\n}}\n"
