@@ -14,6 +14,8 @@ from prunerl.errors import EnvironmentFailure
 from prunerl.types import EnvSpec
 
 Env = gym.Env[Any, Any]
+NORMALIZED = "prunerl.environments:Normalized"
+"""Name of :class:`Normalized` among the wrappers of a specification."""
 
 
 def pack(space: gym.Space[Any], observation: Any) -> NDArray[Any]:
@@ -94,6 +96,27 @@ def _unbatched(observation: Any) -> Any:
     if isinstance(observation, dict):
         return {key: part[0].copy() for key, part in observation.items()}
     return observation[0].copy()
+
+
+def described(spec: EnvSpec) -> tuple[str, ...]:
+    """Say in sentences what lies between an environment and the observations that an agent is given.
+
+    >>> described(EnvSpec("CartPole-v1", frame_stack=3))
+    ('An observation is 3 frames, the newest last; at the start those that are missing are 0.',)
+    """
+    result = []
+    for name, settings in spec.wrappers:
+        if name == NORMALIZED:
+            epsilon, clip = settings["epsilon"], settings["clip"]
+            formula = f"clip((frame - mean) / sqrt(variance + {epsilon:g}), -{clip:g}, {clip:g})"
+            result.append(f"Each frame is normalised first, {formula}, by the statistics of the agent's VecNormalize.")
+        else:
+            result.append(f"Observations are as the wrapper {name} gives them.")
+    if spec.frame_stack != 1:
+        result.append(
+            f"An observation is {spec.frame_stack} frames, the newest last; at the start those that are missing are 0."
+        )
+    return tuple(result)
 
 
 def make(spec: EnvSpec) -> Env:

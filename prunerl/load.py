@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunerl.errors import LoadError, RunError
 from prunerl.types import Agent, EnvSpec
+
+if TYPE_CHECKING:
+    from prunerl.agents.sb3 import SB3Agent
 
 SAVED = ("agent.zip", "agent.keras")
 """The files, one of which a run's folder holds, that :func:`load` reads without being told what network it is."""
@@ -62,7 +65,7 @@ def load(
         path = next((path / name for name in SAVED if (path / name).is_file()), None) or zoo.find(path) or path
     spec = EnvSpec(env) if isinstance(env, str) else env
     if keras_file.recognises(path):
-        if spec is None:
+        if spec is None or not spec.id:
             raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id (env=..., --env).")
         if algorithm not in (None, "keras") or vec_normalize is not None:
             raise LoadError(f"{path}: a .keras file has no algorithm and no VecNormalize statistics. Leave them out.")
@@ -93,8 +96,24 @@ def save_zoo_folder(agent: Agent, root: str | Path, *, source: str | Path | None
         RunError: The Zoo has no such agents, or the folder cannot be written. Then there is no part of it.
     """
     from prunerl.agents import zoo
+
+    return zoo.save_folder(_for_zoo(agent), root, source=source)
+
+
+def check_zoo_folder(agent: Agent) -> None:
+    """Check that the RL Zoo can run such an agent, before one is made.
+
+    Raises:
+        RunError: It cannot.
+    """
+    from prunerl.agents import zoo
+
+    zoo.check_runnable(_for_zoo(agent))
+
+
+def _for_zoo(agent: Agent) -> SB3Agent:
     from prunerl.agents.sb3 import SB3Agent
 
     if not isinstance(agent, SB3Agent):
         raise RunError(f"The RL Zoo has no {type(agent).__name__}. Save it with agent.save().")
-    return zoo.save_folder(agent, root, source=source)
+    return agent

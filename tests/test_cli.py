@@ -12,6 +12,7 @@ import pytest
 
 from prunerl.cli import COMMANDS, main
 from prunerl.commands import prune, source
+from prunerl.types import EnvSpec
 
 Capture = pytest.CaptureFixture[str]
 
@@ -100,6 +101,8 @@ def test_the_environment_must_be_given_for_a_zip(cartpole: str, capsys: Capture)
         (["--env-kwargs", "wind=5"], "cannot be made"),
         (["--wrapper", "nowhere:Nothing"], "package.module:Class"),
         (["--vec-normalize", "nowhere.pkl"], "nowhere.pkl"),
+        (["--frame-stack", "0"], "got 0"),
+        (["--frame-stack", "2"], "takes 4 inputs, but 'CartPole-v1' observes 8"),
     ],
 )
 def test_prune_names_what_is_wrong(
@@ -120,6 +123,8 @@ def test_evaluate_names_what_is_wrong(options: list[str], expected: str, cartpol
 
 def test_an_environment_that_does_not_fit_is_refused(cartpole: str, capsys: Capture) -> None:
     assert "takes 4 inputs" in refusal(["inspect", cartpole, "--env", "Acrobot-v1"], capsys)
+    line = refusal(["inspect", cartpole, "--env", "MountainCar-v0"], capsys)
+    assert line.endswith("observes 2. Give the env it was trained in, or with --frame-stack 2.\n")
 
 
 def test_an_unknown_environment_is_refused(cartpole: str, capsys: Capture) -> None:
@@ -202,6 +207,36 @@ def test_report_prints_what_prune_printed(run: Path, capsys: Capture) -> None:
 def test_the_folder_of_a_run_knows_its_environment(run: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(run), "--episodes", "2"]) == 0
     assert "ppo on CartPole-v1" in capsys.readouterr().out
+
+
+def test_a_run_goes_to_a_folder_of_the_zoo(run: Path, cartpole: str, tmp_path: Path, capsys: Capture) -> None:
+    options = "--env CartPole-v1 --schedule one-shot --sparsity 0.5 --repair none --episodes 10 --no-compare"
+    assert main(["prune", cartpole, "--out", str(run), *options.split(), "--zoo", str(tmp_path)]) == 0
+    folder = tmp_path / "ppo" / "CartPole-v1_1"
+    assert f"Written to {folder}" in capsys.readouterr().out
+    assert "n_steps" in (folder / "CartPole-v1" / "config.yml").read_text()  # of the folder that the agent came from
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--against", str(run), "--env", "CartPole-v1", "--episodes", "2"]) == 0
+    assert "interval of the difference [0.000, 0.000]" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_the_zoo_cannot_run_is_refused_before_the_run(
+    cartpole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("prunerl.agents.zoo._MISSING", {"ppo"})
+    command = ["prune", cartpole, "--env", "CartPole-v1", "--out", str(tmp_path / "run"), "--zoo", str(tmp_path)]
+    assert "The RL Zoo has no ppo" in refusal(command, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_the_environment_add_to_what_a_folder_says(run: Path, agents: Path) -> None:
+    stacked = source.environment(source.Source(agent=str(run), frame_stack=3, env_kwargs=("a=1",)))
+    assert stacked == EnvSpec("CartPole-v1", {"a": 1}, frame_stack=3)
+    folder = str(agents / "ppo" / "CartPole-v1_1")
+    assert source.environment(source.Source(agent=folder)) is None
+    assert source.environment(source.Source(agent=folder, env_kwargs=("a=1",))) == EnvSpec("", {"a": 1})
+    loaded = source.load(source.Source(agent=folder, wrapper=("gymnasium.wrappers:Autoreset",)))
+    assert loaded.env == EnvSpec("CartPole-v1", {}, (("gymnasium.wrappers:Autoreset", {}),))
 
 
 def test_a_finished_run_is_shown_again(run: Path, cartpole: str, capsys: Capture) -> None:

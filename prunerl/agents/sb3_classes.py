@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from prunerl.agents import sb3_zip
 from prunerl.errors import LoadError, TrustError
@@ -42,19 +45,47 @@ def own_class(contents: sb3_zip.Contents, trusted: Mapping[str, Any] | None) -> 
 
 
 def check_alike(own: Any, policy: Any, path: object) -> str:
-    """Return a note on a user's policy, once its parts are those of the library's policy.
+    """Return a note on a user's policy, once it is built and acts as the library's policy with the same tensors.
 
     Raises:
         LoadError: They differ.
     """
-    parts, wanted = (dict(p.named_children()) for p in (own, policy))
-    names = [n for n in parts | wanted if repr(parts.get(n)) != repr(wanted.get(n))]
-    if names:
+    different = _different(own, policy)
+    if different is not None:
         raise LoadError(
-            f"{path}: its policy class {type(own).__name__} builds another {names[0]!r} than {type(policy).__name__}. "
-            "Give its network with prunerl.from_module, or put what is special into a features extractor."
+            f"{path}: its policy class {type(own).__name__} {different} than {type(policy).__name__}. "
+            "Give its network with prunerl.from_module, or put what is special into a features extractor or into "
+            "policy_kwargs."
         )
     return f"Its policy class {type(own).__name__} is saved as {type(policy).__name__}, to which it adds nothing."
+
+
+def _different(own: Any, policy: Any) -> str | None:
+    """Say what a policy builds or does otherwise: modules, attributes such as optimizers, frozen layers, actions."""
+    parts, wanted = (dict(p.named_modules()) for p in (own, policy))
+    for name in parts | wanted:
+        first, second = parts.get(name), wanted.get(name)
+        if name and repr(first) != repr(second):
+            return f"builds another {name!r}"
+        attributes, usual = vars(first), vars(second)
+        for attribute, value in usual.items():
+            plain = type(value).__module__ == "builtins"  # such as widths, which the tensors say
+            if not plain and type(attributes.get(attribute)) is not type(value):
+                return f"has another {f'{name}.{attribute}'.lstrip('.')!r}"
+        replaced = sorted(n for n in attributes.keys() - usual.keys() if callable(getattr(type(second), n, None)))
+        if replaced:
+            return f"has another {f'{name}.{replaced[0]}'.lstrip('.')!r}"
+    for (name, mine), theirs in zip(own.named_parameters(), policy.parameters(), strict=True):
+        if mine.requires_grad != theirs.requires_grad:
+            return f"trains other parameters, {name!r},"
+    space = copy.deepcopy(policy.observation_space)
+    space.seed(0)
+    for _ in range(8):
+        seen = space.sample()
+        acts, usually = (p.predict(seen, deterministic=True)[0] for p in (own, policy))
+        if not np.array_equal(acts, usually, equal_nan=True):
+            return "acts otherwise"
+    return None
 
 
 def _overridden(cls: type) -> list[str]:

@@ -18,11 +18,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 from torch import Tensor
 
 from prunerl import environments
+from prunerl.environments import NORMALIZED
 from prunerl.errors import SpaceError
 from prunerl.types import EnvSpec, Normalizer
 
-BEFORE, NORMALIZED = "before_stacking", "prunerl.environments:Normalized"
-"""Key that says that the observations are normalised before they are stacked, and the wrapper that does it here."""
+BEFORE = "before_stacking"
+"""Key that says that the observations are normalised before they are stacked."""
 _OPTIONS = ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward", "norm_obs_keys")
 
 

@@ -188,8 +188,10 @@ def _check_spaces(contents: sb3_zip.Contents, env: EnvSpec, pair: tuple[gym.Spac
         raise SpaceError(f"Observations of {env.id!r} are {observation_space}, which no policy takes.")
     wanted, got = spaces.flatdim(observation_space), reader.shape[1]
     if plain and wanted != got:
+        stacked = f", or with --frame-stack {got // wanted}" if got % wanted == 0 and env.frame_stack == 1 else ""
         raise SpaceError(
-            f"{contents.path} takes {got} inputs, but {env.id!r} observes {wanted}. Give the env it was trained in."
+            f"{contents.path} takes {got} inputs, but {env.id!r} observes {wanted}. "
+            f"Give the env it was trained in{stacked}."
         )
     outputs = sb3_env.outputs(action_space)
     kinds = _ACTIONS.get(algorithm.family)
@@ -231,7 +233,11 @@ def _canonical(contents: sb3_zip.Contents, agent: SB3Agent, own: Any) -> SB3Agen
             f"({len(wrong)} such). Policies with layers of their own are not supported."
         )
     tensors = {n: contents.tensors[n].clone() for n in expected if n not in second}
-    notes = () if theirs is None else (sb3_classes.check_alike(theirs, policy, contents.path),)
+    notes = ()
+    if theirs is not None:
+        for each in (theirs, policy):
+            each.load_state_dict(sb3_build.with_aliases(policy, tensors), strict=False)
+        notes = (sb3_classes.check_alike(theirs, policy, contents.path),)
     return replace(agent, state=State(tensors), notes=(*agent.notes, *notes))
 
 

@@ -50,8 +50,8 @@ def save_folder(agent: SB3Agent, root: str | Path, *, source: str | Path | None 
     Raises:
         RunError: The Zoo cannot run such an agent, or the folder cannot be written.
     """
+    check_runnable(agent)
     name = _name(agent.env.id)
-    _check_runnable(agent)
     old = Settings(Path())
     if source is not None:
         path = Path(source)
@@ -82,7 +82,13 @@ def _name(env: str) -> str:
     return name
 
 
-def _check_runnable(agent: SB3Agent) -> None:
+def check_runnable(agent: SB3Agent) -> None:
+    """Check that the Zoo can run an agent.
+
+    Raises:
+        RunError: It cannot.
+    """
+    _name(agent.env.id)
     if agent.algorithm in _MISSING:
         raise RunError(
             f"The RL Zoo has no {agent.algorithm}, and its enjoy asks no environment which actions are allowed. "

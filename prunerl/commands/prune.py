@@ -55,6 +55,8 @@ class Arguments(Source):
     """Everything random follows from it."""
     out: str | None = None
     """Folder of the run; by default runs/ and the zip's name."""
+    zoo: str | None = None
+    """Log folder of the RL Zoo; the agent is written there too, as the next run folder, for rl_zoo3.enjoy."""
     no_compare: bool = False
     """Leave the baselines out (same size from random weights, linear, one-shot magnitude)."""
 
@@ -64,12 +66,15 @@ def run(args: Arguments) -> None:
     from rich.console import Console
 
     from prunerl import loop
+    from prunerl.load import check_zoo_folder, save_zoo_folder
     from prunerl.progress import progress
 
     out = Path(args.out) if args.out is not None else _default_out(Path(args.agent))
     finished = (out / "report.json").is_file()
     repair = () if args.repair == "none" else tuple(p.strip().replace("-", "_") for p in args.repair.split(","))
     loaded = load(args)
+    if args.zoo is not None:
+        check_zoo_folder(loaded)
     console = Console(highlight=False)
     with progress(console, schedule=args.schedule, rounds=args.rounds, compare=not args.no_compare) as observer:
         result = loop.prune(
@@ -99,6 +104,9 @@ def run(args: Arguments) -> None:
     if finished:
         print(f"{out} holds this very run, finished before; this is its report.")
     _print_result(result, console, out)
+    if args.zoo is not None:
+        folder = save_zoo_folder(result.agent, args.zoo, source=args.agent)
+        print(f"Written to {folder}: the agent, for rl_zoo3.enjoy --algo {result.agent.algorithm} -f {args.zoo}")
 
 
 def _default_out(agent: Path) -> Path:

@@ -20,15 +20,17 @@ class Source:
     """The options of every command that reads an agent."""
 
     agent: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")]
-    """Stable-Baselines3 zip, or the folder of a finished run."""
+    """Stable-Baselines3 zip, .keras file, or folder of a finished run or of the RL Zoo."""
     env: str | None = None
-    """Gymnasium id of the environment; the folder of a run knows its own."""
+    """Gymnasium id of the environment; the folder of a run or of the RL Zoo knows its own."""
     algo: str | None = None
-    """Algorithm of the zip (ppo, a2c or dqn); read off the file by default."""
+    """Algorithm of the zip, such as ppo or ppo_lstm; read off the file by default."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment as key=value; a value that is not JSON is text."""
     wrapper: tuple[str, ...] = ()
     """Wrappers of the environment as package.module:Class, outermost last."""
+    frame_stack: int | None = None
+    """Observations that are stacked, as by VecFrameStack; a folder knows its own."""
     head: str | None = None
     """What the output of a .keras file means: probabilities, logits, q_values, mean or squashed_mean."""
     vec_normalize: str | None = None
@@ -66,13 +68,20 @@ def environment(args: Source) -> EnvSpec | None:
 
     path = existing(args.agent)
     known = _remembered(path) if path.is_dir() and (args.env is None or args.env == "") else None
+    if args.frame_stack is not None and args.frame_stack < 1:
+        raise LoadError(f"--frame-stack must be at least 1, got {args.frame_stack}. It is a number of observations.")
     if known is None and not args.env:
-        if path.is_dir() and not args.env_kwargs and not args.wrapper:
+        if not path.is_dir():
+            raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id with --env.")
+        if not (args.env_kwargs or args.wrapper or args.frame_stack):
             return None
-        raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id with --env.")
-    base = known or EnvSpec(str(args.env))
-    kwargs = {**base.kwargs, **dict(_pair(entry) for entry in args.env_kwargs)}
-    return replace(base, kwargs=kwargs, wrappers=tuple((name, {}) for name in args.wrapper) or base.wrappers)
+    base = known or EnvSpec(args.env or "")  # the RL Zoo's folder says the id
+    return replace(
+        base,
+        kwargs={**base.kwargs, **dict(_pair(entry) for entry in args.env_kwargs)},
+        wrappers=tuple((name, {}) for name in args.wrapper) or base.wrappers,
+        frame_stack=args.frame_stack or base.frame_stack,
+    )
 
 
 def existing(agent: str) -> Path:

@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -72,7 +72,8 @@ class Exported:
 
     def __str__(self) -> str:
         opset = f", opset {self.opset}" if self.opset is not None else ""
-        return f"{self.path}: {self.format}{opset}, {self.bytes:,} bytes, sha256 {self.sha256[:12]}…\n{self.proof}"
+        told = [f"{self.path}: {self.format}{opset}, {self.bytes:,} bytes, sha256 {self.sha256[:12]}…", str(self.proof)]
+        return "\n".join([*told, *(f"Note: {note}" for note in self.notes)])
 
 
 def export(
@@ -163,6 +164,7 @@ def program_of(agent: Deployable) -> Program:
     dtype = str(np.dtype(space.dtype)) if space.dtype is not None else "float32"
     lowered = lower(agent.policy, getattr(agent, "codings", {}), dtype=dtype if dtype in DTYPES else None)
     program = simplify(lowered)
+    program = replace(program, notes=(*program.notes, *environments.described(agent.env)))
     wrong = fault(program)
     if wrong is not None:
         raise ExportError(f"This policy cannot be exported: {wrong}.")

@@ -33,6 +33,7 @@ from torch import Tensor
 import prunerl
 from prunerl import environments, heads
 from prunerl.agents.sb3 import SB3Agent
+from prunerl.deploy.export import program_of
 from prunerl.errors import LoadError, RemovalError, SpaceError, TrustError
 from prunerl.types import EnvSpec, State
 
@@ -169,12 +170,22 @@ def test_statistics_from_before_the_stacking(tmp_path: Path) -> None:
     assert agent.env.frame_stack == 3
     assert agent.policy.normalizer is None
     assert "normalised before they are stacked" in agent.notes[0]
+    told = " ".join(program_of(agent).notes)
+    assert "clip((frame - mean) / sqrt(variance + 1e-08), -1.5, 1.5)" in told
+    assert "3 frames, the newest last" in told
     agent.save(tmp_path / "agent.zip")
     statistics = VecNormalize.load(str(tmp_path / "agent_vecnormalize.pkl"), DummyVecEnv(toy))
     statistics.training = False
     plain, saved = VecFrameStack(statistics, 3), PPO.load(tmp_path / "agent.zip", device="cpu")
     again = loaded(tmp_path / "agent.zip", env=EnvSpec("Toy-v0", frame_stack=3))
     assert again.env == agent.env == loaded(tmp_path / "agent.zip", env=agent.env).env
+    again.save(tmp_path / "again.zip")
+    twice = VecNormalize.load(str(tmp_path / "again_vecnormalize.pkl"), DummyVecEnv(toy))
+    for name in ("obs_rms", "ret_rms"):
+        first, second = (getattr(s, name) for s in (statistics, twice))
+        assert all(np.array_equal(getattr(first, k), getattr(second, k)) for k in ("mean", "var", "count"))
+    assert twice.clip_obs == 1.5
+    assert loaded(tmp_path / "again.zip", env=EnvSpec("Toy-v0", frame_stack=3)).env == agent.env
     plain.seed(0)
     theirs = [plain.reset()]
     actions = [saved.predict(theirs[0], deterministic=True)[0]]
@@ -217,6 +228,54 @@ class Rebuilt(Own):
         self.mlp_extractor.policy_net[1] = torch.nn.Sigmoid()
 
 
+class Optimized(Own):
+    """Another optimizer, whose moments are others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "optimizer_class": torch.optim.RMSprop})
+
+
+class Patched(Own):
+    """Says something else than its network, by a function put in place of a method."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._predict = lambda observation, deterministic=False: torch.zeros(len(observation))  # type: ignore[method-assign]
+
+
+class Frozen(Own):
+    """Never trains its last layer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.value_net.requires_grad_(False)
+
+
+class Hooked(Own):
+    """Says something else than its network, by a hook."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.action_net.register_forward_hook(lambda module, given, made: -made)
+
+
+OTHERS = {
+    Louder: "Louder overrides _predict.*",
+    Rebuilt: "Rebuilt builds another 'mlp_extractor' than ActorCriticPolicy.*",
+    Optimized: "Optimized has another 'optimizer' than ActorCriticPolicy.*",
+    Patched: "Patched has another '_predict' than ActorCriticPolicy.*",
+    Frozen: "Frozen trains other parameters, 'value_net.weight', than ActorCriticPolicy.*",
+    Hooked: "Hooked acts otherwise than ActorCriticPolicy.*",
+}
+
+
+@pytest.mark.parametrize("cls", OTHERS)
+def test_a_policy_class_of_ones_own_that_adds_something_is_refused(cls: type[ActorCriticPolicy]) -> None:
+    model = PPO(cls, gym.make("Toy-v0"), **TINY, **ON_POLICY)
+    with pytest.raises(LoadError, match=OTHERS[cls] + "from_module"):
+        prunerl.load(model)
+
+
 def test_a_policy_class_of_ones_own_that_adds_nothing(tmp_path: Path) -> None:
     def tiny(policy: Any) -> PPO:
         return PPO(policy, gym.make("Toy-v0"), **TINY, **ON_POLICY)
@@ -231,10 +290,6 @@ def test_a_policy_class_of_ones_own_that_adds_nothing(tmp_path: Path) -> None:
     assert_acts_like(loaded(tmp_path / "own.zip", env=EnvSpec("Toy-v0"), trust=True), model)
     cut_actor(agent).save(tmp_path / "small.zip")
     assert type(PPO.load(tmp_path / "small.zip", device="cpu").policy) is ActorCriticPolicy
-    with pytest.raises(LoadError, match=r"Louder overrides _predict.*from_module"):
-        prunerl.load(tiny(Louder))
-    with pytest.raises(LoadError, match=r"Rebuilt builds another 'mlp_extractor' than ActorCriticPolicy.*from_module"):
-        prunerl.load(tiny(Rebuilt))
 
 
 def test_hindsight_goes_on(tmp_path: Path) -> None:
