@@ -111,7 +111,8 @@ def main() -> None:
     failed = [error for row in rows for error in row.errors]
     holds = sum(c not in ("✗", "—") for r in rows for c in r.cells.values())
     print(f"\n{len(rows)} agents, {holds} cells hold, {len(failed)} do not. {time.perf_counter() - start:.0f} s.")
-    print("".join(f"\n- {error}" for error in failed))
+    if failed:
+        print("".join(f"\n- {error}" for error in failed))
 
 
 def zoo_rows(folder: Path, only: str) -> list[Row]:

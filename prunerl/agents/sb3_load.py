@@ -233,7 +233,7 @@ def _canonical(contents: sb3_zip.Contents, agent: SB3Agent, own: Any) -> SB3Agen
             f"({len(wrong)} such). Policies with layers of their own are not supported."
         )
     tensors = {n: contents.tensors[n].clone() for n in expected if n not in second}
-    notes = ()
+    notes: tuple[str, ...] = ()
     if theirs is not None:
         for each in (theirs, policy):
             each.load_state_dict(sb3_build.with_aliases(policy, tensors), strict=False)
