@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,6 +20,38 @@ from prunerl.train.shrink_live import Live, Resized, Widths, everywhere
 
 Layers = int | Sequence[int]
 """Width of each hidden layer; one number is that of all."""
+Point = float | Callable[[Any], bool]
+"""A share of the training, or what tells of the live model whether it is time."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Tell whether a model's last training episodes returned so much on average.
+
+    Attributes:
+        returned: Mean return, as Stable-Baselines3's ``Monitor`` reports it.
+        episodes: Over so many episodes, 1 to 100, which must have ended.
+
+    Raises:
+        BudgetError: The number of episodes is out of its range.
+    """
+
+    returned: float
+    episodes: int = 20
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.episodes <= 100:
+            raise BudgetError(
+                f"Stable-Baselines3 keeps the last 100 returns, got episodes={self.episodes}. Set 1 to 100."
+            )
+
+    def __call__(self, model: Any) -> bool:
+        """Look at the last episodes."""
+        known = model.ep_info_buffer
+        if len(known) < self.episodes:
+            return False
+        last = [known[-1 - i]["r"] for i in range(self.episodes)]
+        return bool(sum(last) >= self.returned * self.episodes)
 
 
 class Shrink(BaseCallback):
@@ -33,10 +66,14 @@ class Shrink(BaseCallback):
     trains on with a new callback, passes over the points that lie behind it.
 
     Args:
-        at: Share of the training after which units are removed, or several rising ones, each in (0, 1).
+        at: Share of the training after which units are removed, or several rising ones, each in (0, 1). Or a
+            condition, such as :class:`Reached`: it is given the live model before each rollout, and units are removed
+            the first time that it is true, if ever.
         width: Units that are left in each hidden layer. A sequence is one number for each layer; where ``at`` has
             several points, one entry for each of them.
         critic_width: The same for critics; by default as ``width``.
+        depth: Hidden layers that are left from the first point on; those behind go, and what read the last one is
+            refitted by least squares on the last that is left. By default all of them.
         criterion: Scores units in visited states; see :mod:`prunerl.criteria`.
         refit: Refit what read the removed units by least squares.
         distill: Updates of distillation from the larger networks, on the same states, after that.
@@ -53,10 +90,11 @@ class Shrink(BaseCallback):
 
     def __init__(
         self,
-        at: float | Sequence[float] = 0.2,
+        at: Point | Sequence[float] = 0.2,
         width: Layers | Sequence[Layers] = 64,
         *,
         critic_width: Layers | Sequence[Layers] | None = None,
+        depth: int | None = None,
         criterion: Criterion = criteria.variance,
         refit: bool = True,
         distill: int = 0,
@@ -66,10 +104,12 @@ class Shrink(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         self.points = _points(at)
-        several = not isinstance(at, int | float)
+        several = isinstance(at, Sequence)
         self.targets = _targets("width", width, len(self.points), several)
         critics = width if critic_width is None else critic_width
         self.critic_targets = _targets("critic_width", critics, len(self.points), several)
+        checked("depth", 1 if depth is None else depth, 1)
+        self.depth = depth
         checked("distill", distill, 0)
         checked("states", states, 2)
         self.cut = Cut(criterion, refit, distill)
@@ -97,8 +137,10 @@ class Shrink(BaseCallback):
             self.done = sum(self._passed(i) for i in range(len(self.points)))
         if anew and self.changes:
             return  # an earlier run of this callback narrowed the model itself
+        if self.done < len(self.points):
+            _check_depth(self._live(), self.depth)
         for i in range(self.done, len(self.points)):
-            _check_targets(self._live(), self._wanted(i))
+            _check_targets(self._live(), self._wanted(i), self.depth)
 
     def _on_rollout_end(self) -> None:
         live = self._live()
@@ -109,7 +151,7 @@ class Shrink(BaseCallback):
     def _on_rollout_start(self) -> None:
         # After an update and before the next rollout, no probability of the old policy is waiting to be compared.
         live = self._live()
-        while self.done < len(self.points) and progress(self) >= self.points[self.done] and live.ready():
+        while self.done < len(self.points) and self._due(self.done) and live.ready():
             targets, present = self._wanted(self.done), live.widths()
             smaller = {n: tuple(map(min, targets[n], present[n])) for n in targets}
             if smaller != present:
@@ -127,12 +169,20 @@ class Shrink(BaseCallback):
         return self.live
 
     def _wanted(self, point: int) -> dict[str, tuple[int, ...]]:
-        return everywhere(self._live(), self.targets[point], self.critic_targets[point])
+        return everywhere(self._live(), self.targets[point], self.critic_targets[point], self.depth)
+
+    def _due(self, point: int) -> bool:
+        at = self.points[point]
+        return at(self.model) if callable(at) else progress(self) >= at
 
     def _passed(self, point: int) -> bool:
-        present, wanted = self._live().widths(), self._wanted(point)
-        there = all(p <= w for name in wanted for p, w in zip(present[name], wanted[name], strict=False))
-        return there and progress(self) >= self.points[point]
+        present, wanted, at = self._live().widths(), self._wanted(point), self.points[point]
+        there = all(
+            len(present[name]) <= len(wanted[name])
+            and all(p <= w for p, w in zip(present[name], wanted[name], strict=False))
+            for name in wanted
+        )
+        return there and (callable(at) or progress(self) >= at)
 
 
 def time_ratio(dense: float, cost: float) -> float:
@@ -193,7 +243,9 @@ def checked(name: str, value: float, least: float) -> None:
         raise BudgetError(f"Shrinking got {name}={value}. Set it to {least} or more.")
 
 
-def _points(at: float | Sequence[float]) -> tuple[float, ...]:
+def _points(at: Point | Sequence[float]) -> tuple[Point, ...]:
+    if callable(at):
+        return (at,)
     points = (float(at),) if isinstance(at, int | float) else tuple(float(p) for p in at)
     rising = all(a < b for a, b in itertools.pairwise(points))
     if not points or not rising or not all(0.0 < p < 1.0 for p in points):
@@ -213,9 +265,13 @@ def _targets(name: str, width: Layers | Sequence[Layers], points: int, several: 
     return entries
 
 
-def _check_targets(live: Live, targets: Widths) -> None:
-    """Check that a target fits the layers as they are now, and leaves something to do."""
-    present = live.widths()
+def _check_targets(live: Live, targets: Widths, depth: int | None) -> None:
+    """Check that a target fits the layers as they are now, and leaves something to do.
+
+    Without ``depth`` it has an entry for each of them; with it, for each that is left.
+    """
+    whole = live.widths()
+    present = {name: layers[: depth or None] for name, layers in whole.items()}
     for name, wanted in targets.items():
         if len(wanted) != len(present[name]):
             raise BudgetError(
@@ -227,5 +283,11 @@ def _check_targets(live: Live, targets: Widths) -> None:
                 f"Network {name!r} has hidden layers of {present[name]} units and cannot shrink to {wanted}. "
                 "Set no width above the present one; give one for each layer where they differ."
             )
-    if all(targets[name] == present[name] for name in targets):
+    if all(targets[name] == whole[name] for name in targets):
         raise BudgetError(f"There is nothing to shrink: the hidden layers have {present} units already. Set less.")
+
+
+def _check_depth(live: Live, depth: int | None) -> None:
+    most = max(len(network.hidden) for network in live.networks)
+    if depth is not None and depth > most:
+        raise BudgetError(f"The networks have {most} hidden layers or fewer, got depth={depth}. Set 1 to {most}.")

@@ -14,7 +14,7 @@ from prunerl.evidence import VisitedEvidence
 from prunerl.remove import kept_rows, remove, replicas
 from prunerl.repair.distill import Lessons, answers, distill
 from prunerl.repair.least_squares import least_squares
-from prunerl.trace import Trace, activity, features, forward, unit_groups
+from prunerl.trace import Trace, activity, features, unit_groups
 from prunerl.train.shrink_networks import Network, ties
 from prunerl.types import Decision, Group, Scores, State
 
@@ -53,7 +53,7 @@ def narrowed(
     """Return the network with as many units in each hidden layer as ``targets`` says, its followers cut alike.
 
     Units are chosen on the network itself; its target loses the same ones and is repaired to what the target computed
-    before. The cut is compared with the masked original before anything is repaired.
+    before. The cut is compared with the masked original before anything is refitted.
 
     Args:
         network: The network.
@@ -77,20 +77,17 @@ def narrowed(
     smaller = remove(traced, state, groups, decision, ties=follow, observations=inputs[:CHECKED])
     if cut.refit:
         smaller = _refitted(traced, state, smaller, groups, decision, inputs, replicas(state, follow, traced))
-    if cut.distill:
-        maps = replicas(state, follow, traced)
-        smaller = _distilled(network, traced, state, smaller, inputs, cut, maps, generator)
     return smaller
 
 
-def difference(traced: Trace, before: State, after: State, inputs: Tensor) -> float:
+def outputs(network: Network, traced: Trace, state: State, inputs: Tensor) -> list[Tensor]:
+    """Return what a network computes in visited states, and what its target does where it has one."""
+    maps = replicas(state, ties(network, state), traced)
+    return [answers(traced, named(state, traced, names), inputs) for names in maps]
+
+
+def difference(old: Tensor, new: Tensor) -> float:
     """Return the root mean square change of the outputs over their root mean square spread before."""
-    with torch.no_grad():
-        old, new = (forward(traced, state.tensors, inputs) for state in (before, after))
-    return _distance(old, new)
-
-
-def _distance(old: Tensor, new: Tensor) -> float:
     spread = (old - old.mean(dim=0)).square().mean()
     return float(((old - new).square().mean() / spread.clamp_min(1e-12)).sqrt())
 
@@ -145,7 +142,7 @@ def _refitted(
     tensors = dict(after.tensors)
     for names in maps:
         with torch.no_grad():
-            outputs = activity(traced, _under(before, traced, names), inputs).outputs
+            outputs = activity(traced, named(before, traced, names), inputs).outputs
         wanted: list[Tensor | None] = []
         for layer in traced.layers:
             if 1 not in kept.get(layer.weight, {}):
@@ -154,44 +151,51 @@ def _refitted(
             rows = kept[layer.weight].get(0)
             old = features(layer, outputs[layer.name])
             wanted.append(old if rows is None else old[:, rows])
-        fitted = least_squares(traced, _under(after, traced, names), {}, inputs, wanted)
+        fitted = least_squares(traced, named(after, traced, names), {}, inputs, wanted)
         tensors |= {names.get(name, name): tensor for name, tensor in fitted.items()}
     return replace(after, tensors=tensors)
 
 
-def _distilled(
+def imitating(
     network: Network,
     traced: Trace,
-    before: State,
-    after: State,
+    state: State,
+    wanted: Sequence[Tensor],
     inputs: Tensor,
     cut: Cut,
-    maps: Sequence[Mapping[str, str]],
+    *,
     generator: torch.Generator,
 ) -> State:
-    """Let the smaller network, and its target, imitate what the larger one answered, where that brings it closer.
+    """Let a smaller network, and its target, imitate what the larger ones computed, where that brings them closer.
 
     A network that refitting has left next to exact only loses by Adam, whose steps do not shrink with the gradient.
+
+    Args:
+        network, traced, state: The smaller network.
+        wanted: What :func:`outputs` returned of the larger one.
+        inputs: What both read, shape (samples, features).
+        cut: Says for how many updates, and how fast.
+        generator: Draws the minibatches.
     """
-    tensors = dict(after.tensors)
-    for names in maps:
-        wanted, present = answers(traced, _under(before, traced, names), inputs), _under(after, traced, names)
-        lessons = Lessons(inputs, wanted, 1.0, len(inputs))
+    tensors = dict(state.tensors)
+    for names, aim in zip(replicas(state, ties(network, state), traced), wanted, strict=True):
+        present = named(state, traced, names)
         [learnt] = distill(
             traced,
             [present],
             {},
             network.head,
-            lessons,
+            Lessons(inputs, aim, 1.0, len(inputs)),
             updates=cut.distill,
             learning_rate=cut.learning_rate,
             generator=generator,
         )
-        far = [_distance(wanted, answers(traced, student, inputs)) for student in (present, learnt)]
+        far = [difference(aim, answers(traced, student, inputs)) for student in (present, learnt)]
         if far[1] < far[0]:
             tensors |= {names.get(name, name): tensor.detach() for name, tensor in learnt.items()}
-    return replace(after, tensors=tensors)
+    return replace(state, tensors=tensors)
 
 
-def _under(state: State, traced: Trace, names: Mapping[str, str]) -> dict[str, Tensor]:
+def named(state: State, traced: Trace, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors that a trace reads, of a network or of the copy of it that ``names`` leads to."""
     return {name: state.tensors[names.get(name, name)] for name in traced.parameters}

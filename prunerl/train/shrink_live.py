@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from prunerl.errors import LearnError
 from prunerl.trace import EXAMPLES, Trace, trace
 from prunerl.train import shrink_networks
 from prunerl.train.grow import grown
-from prunerl.train.shrink_cut import Cut, difference, narrowed
+from prunerl.train.shrink_cut import Cut, difference, imitating, narrowed, outputs
+from prunerl.train.shrink_depth import Shallow, forget, shallow
 from prunerl.train.shrink_networks import Network, States
 
 Widths = Mapping[str, tuple[int, ...]]
@@ -112,10 +113,11 @@ class Live:
     def shrink(self, targets: Widths) -> Resized:
         """Remove units so that each network has the widths that ``targets`` says, and repair what that loses.
 
-        The run is not disturbed otherwise: random streams, buffers, schedules and the entropy coefficient stay.
+        Where a network gets fewer widths than it has hidden layers, the layers behind go as a whole. The run is not
+        disturbed otherwise: random streams, buffers, schedules and the entropy coefficient stay.
 
         Raises:
-            LearnError: No state was visited yet.
+            LearnError: No state was visited yet, or a layer cannot go.
             BudgetError: A target is not between 1 and the present width.
         """
         begun, differences = time.process_time(), {}
@@ -124,25 +126,32 @@ class Live:
             states = self._visited()
             # All is computed before anything is written: a change that fails leaves the model as it is.
             inputs = {n.name: n.inputs(states).detach().float().cpu() for n in self.networks}
-            changed = {}
+            smaller = []
             for network in self.networks:
-                seen, name = inputs[network.name], network.name
-                before = shrink_networks.read(policy, network)
-                with torch.enable_grad():
-                    after = narrowed(
-                        network,
-                        self._trace(network, seen),
-                        before,
-                        targets[name],
-                        seen,
-                        self.cut,
-                        generator=self.generator,
-                    )
-                differences[name] = difference(self._trace(network, seen), before, after, seen)
-                changed[name] = after
-            for network in self.networks:
-                shrink_networks.write(self.model, network, changed[network.name])
+                made, differences[network.name] = self._smaller(network, targets[network.name], inputs[network.name])
+                smaller.append(made)
+            for old, new in zip(self.networks, smaller, strict=True):
+                if new.gone:
+                    forget(policy, old, new.gone)
+                    self.traces[new.network.name] = new.traced
+                shrink_networks.write(self.model, new.network, new.state)
+            self.networks = tuple(new.network for new in smaller)
         return self._changed(begun, differences)
+
+    def _smaller(self, network: Network, target: Sequence[int], seen: Tensor) -> tuple[Shallow, float]:
+        """Return a smaller network, and how far its outputs are from those of the present one."""
+        before, traced = shrink_networks.read(self.model.policy, network), self._trace(network, seen)
+        wanted = outputs(network, traced, before, seen)
+        made = Shallow(network, traced, before, range(0))
+        with torch.enable_grad():
+            if len(target) < len(network.hidden):
+                made = shallow(network, traced, before, len(target), seen)
+            rest = made.network, made.traced
+            after = narrowed(*rest, made.state, target, seen, self.cut, generator=self.generator)
+            if self.cut.distill and after is not before:
+                after = imitating(*rest, after, wanted, seen, self.cut, generator=self.generator)
+        moved = difference(wanted[0], outputs(*rest, after, seen)[0])
+        return replace(made, state=after), moved
 
     def grow(self, targets: Widths) -> Resized:
         """Add units so that each network has the widths that ``targets`` says; no output changes.
@@ -216,10 +225,13 @@ def _evaluating(policy: Any) -> Iterator[None]:
             part.training = training
 
 
-def everywhere(live: Live, actor: int | Sequence[int], critic: int | Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return the widths of all networks: one number is that of each hidden layer."""
+def everywhere(
+    live: Live, actor: int | Sequence[int], critic: int | Sequence[int], depth: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the widths of all networks: one number is that of each hidden layer, or of the first ``depth``."""
     found = {}
     for network in live.networks:
         wanted = actor if network.role == "actor" else critic
-        found[network.name] = (wanted,) * len(network.hidden) if isinstance(wanted, int) else tuple(wanted)
+        count = len(network.hidden) if depth is None else min(depth, len(network.hidden))
+        found[network.name] = (wanted,) * count if isinstance(wanted, int) else tuple(wanted)
     return found

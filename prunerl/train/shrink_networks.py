@@ -39,6 +39,7 @@ class Network:
         name: Such as ``pi``, ``vf`` or ``qf0``.
         role: Actor or critic.
         module: A copy on the CPU, to trace; its parameters have their names in the policy.
+        stack: Name of the sequence that has the hidden layers.
         hidden: Names of the hidden linear layers in order.
         readers: Names of the linear layers that read the last hidden one.
         noise: Name of gSDE's matrix of deviations, which has a row for each unit of the last hidden layer.
@@ -49,6 +50,7 @@ class Network:
     name: str
     role: Role
     module: nn.Module
+    stack: str
     hidden: tuple[str, ...]
     readers: tuple[str, ...]
     noise: str | None
@@ -118,7 +120,7 @@ def read(policy: nn.Module, network: Network) -> State:
     """Return a network's tensors and moments on the CPU, with those of its target and of its noise."""
     live = dict(policy.named_parameters())
     names = [name for name, _ in network.module.named_parameters()]
-    names += [target for name in names if (target := _target(name)) in live]
+    names += [target for name in names if (target := target_of(name)) in live]
     names += [network.noise] if network.noise else []
     tensors = {name: live[name].detach().cpu().clone() for name in names}
     for name, noise in _drawn(policy, network).items():
@@ -140,8 +142,8 @@ def ties(network: Network, state: State) -> tuple[Tie, ...]:
         found += [Tie(*reads, f"{network.noise}.{n}", i, copies=False) for i, n in enumerate(NOISE)]
         found = [tie for tie in found if tie.target in state.tensors]
     for name in state.tensors:
-        if _target(name) in state.tensors:
-            found += [Tie(name, d, _target(name), d) for d in range(state.tensors[name].dim())]
+        if target_of(name) in state.tensors:
+            found += [Tie(name, d, target_of(name), d) for d in range(state.tensors[name].dim())]
     return tuple(found)
 
 
@@ -281,7 +283,7 @@ def _network(
     last = [n for n in linear if n not in hidden] if readers else hidden[-1:]
     hidden = hidden if readers else hidden[:-1]
     head = _head(policy) if name == "pi" and stack.startswith("mlp_extractor") else Head("gaussian")
-    return Network(name, role, module, tuple(hidden), tuple(last), noise, head, inputs)
+    return Network(name, role, module, stack, tuple(hidden), tuple(last), noise, head, inputs)
 
 
 def _head(policy: Any) -> Head:
@@ -303,7 +305,8 @@ def _check_plain(title: str, network: Network) -> None:
             )
 
 
-def _target(name: str) -> str:
+def target_of(name: str) -> str:
+    """Return the name that a parameter or layer has in the target network."""
     root, _, rest = name.partition(".")
     return f"{root}_target.{rest}"
 
