@@ -17,6 +17,9 @@ SEED_SPACING = 10_000_000
 PURPOSES = {"visit": 0, "select": 1_000_000, "confirm": 2_000_000, "random": 3_000_000}
 """First seed of each purpose: visiting states, choosing, and confirming never share one."""
 
+GLANCE, GLANCED = 8, 5.0
+"""After so many episodes a policy that plays nothing like the dense one is dropped: one that would still hardly pass
+were its mean so many standard errors better."""
 FIRST_LOOK = 25
 EARLY = 0.5
 """Before all episodes are played, only what would pass at this share of the tolerance is taken to pass."""
@@ -145,23 +148,28 @@ def judge(yard: Yardstick, policy: Policy) -> tuple[Verdict, int]:
     """
     chosen = range(yard.first_seed, yard.first_seed + len(yard.dense))
     returns: tuple[float, ...] = ()
-    steps, wanted = 0, min(FIRST_LOOK, len(chosen))
+    steps, look = 0, min(FIRST_LOOK, len(chosen))
+    # So few episodes of the dense agent may be no better than chance, and then say nothing.
+    wanted = min(GLANCE, look) if np.mean(yard.dense[:GLANCE]) > yard.random else look
     while True:
         played = rollout(policy, yard.env, chosen[len(returns) : wanted])
         returns, steps = returns + played.returns, steps + played.steps
+        if wanted < look and not _hopeless(yard, returns, errors=GLANCED):
+            wanted = look
+            continue
         verdict = stats.verdict(
             yard.dense[:wanted], returns, yard.random, tolerance=yard.tolerance, first_seed=yard.first_seed
         )
         convincing = verdict.interval[0] > -EARLY * yard.tolerance
-        if convincing or wanted == len(chosen) or _hopeless(yard, verdict, len(chosen)):
+        if convincing or wanted == len(chosen) or wanted < look or _hopeless(yard, returns):
             return verdict, steps
         wanted = min(2 * wanted, len(chosen))
 
 
-def _hopeless(yard: Yardstick, verdict: Verdict, most: int) -> bool:
-    """Tell whether more episodes would hardly bring a pass, even if the mean turned out one standard error better."""
-    scale = stats.gain(verdict.dense, yard.random)
-    gaps = (np.asarray(verdict.pruned) - np.asarray(verdict.dense)) / scale
+def _hopeless(yard: Yardstick, returns: Sequence[float], *, errors: float = 1.0) -> bool:
+    """Tell whether more episodes would hardly bring a pass, even if the mean turned out some standard errors better."""
+    dense = yard.dense[: len(returns)]
+    gaps = (np.asarray(returns) - np.asarray(dense)) / stats.gain(dense, yard.random)
     spread = float(gaps.std(ddof=1))
-    best = float(gaps.mean()) + spread / math.sqrt(len(gaps))
-    return best - 1.96 * spread / math.sqrt(most) < -yard.tolerance
+    best = float(gaps.mean()) + errors * spread / math.sqrt(len(gaps))
+    return best - 1.96 * spread / math.sqrt(len(yard.dense)) < -yard.tolerance

@@ -15,6 +15,7 @@ from prunerl.attempt import Decide
 from prunerl.cost import size
 from prunerl.remove import pair, unexplained
 from prunerl.schedules import Adaptive, failed, finished, passed, propose
+from prunerl.students import LED, can_be_led
 from prunerl.task import Candidate, Task, masked_parameters
 from prunerl.trace import layer_groups, matrix, unit_groups
 from prunerl.types import Decision, Group, Round, Scores, Structure
@@ -24,6 +25,8 @@ SMALLEST_SAVING = 0.98
 """A layer is dropped only where at most this share of the parameters is left."""
 FIRST_STEP = 5.6
 """The first step leaves a 48th: of the Zoo's agents every one that was tried can do with less."""
+CAREFUL_STEP, CAREFUL_SAVING = 0.5, 0.3
+"""Where rounds are dear, see :func:`_dear`: the steps after the first, and the share that must be left to save."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,8 @@ Step = Callable[[Candidate, Attempt], tuple[Round, Candidate]]
 def adaptive(task: Task, start: Candidate, structure: str, sparsity: float | None, step: Step) -> Candidate:
     """Search for the smallest agent that passes.
 
-    ``auto`` drops hidden layers down to one, then units, then the last hidden layer where that still saves.
+    ``auto`` drops hidden layers down to one, then units, then the last hidden layer where that still saves. Where
+    rounds are dear units go first, in fewer rounds, and layers only where no network of the dense depth passed.
 
     Args:
         task: The run.
@@ -60,12 +64,33 @@ def adaptive(task: Task, start: Candidate, structure: str, sparsity: float | Non
     if structure in ("units", "weights"):
         kind: Structure = "units" if structure == "units" else "weights"
         return _shrink(start, kind, step, least=least, min_units=task.min_units)
+    if _dear(task, start):
+        current = _shrink(start, "units", step, least=least, min_units=task.min_units, dear=True)
+        if current is not start:
+            return current
     current = _drop_layers(task, start, step, keep=1, least=least)
     current = _shrink(current, "units", step, least=least, min_units=task.min_units)
     shallower = _drop_layers(task, current, step, keep=0, least=least)
     if shallower is current:
         return current
     return _shrink(shallower, "units", step, least=least, min_units=task.min_units)
+
+
+def _dear(task: Task, start: Candidate) -> bool:
+    """Tell whether rounds that fail cost as much as those that pass, and a shallow network is no cheap first guess.
+
+    That is so where critics lead one student through many iterations, at a 48th of the dense agent's size, and the
+    network with one hidden layer left is still more than twice as large as that.
+    """
+    aim = masked_parameters(start) * 2.0**-FIRST_STEP
+    if aim <= LED or not can_be_led(task, start.traced):
+        return False
+    options = layer_groups(start.traced, start.agent.stacks)
+    return len(options) < 2 or min(_without(start, g.name) for g in options) > 2.0 * aim
+
+
+def _without(current: Candidate, name: str) -> int:
+    return masked_parameters(current) - _saved_by_dropping(current, name)
 
 
 def between(task: Task, larger: Candidate, refused: int, structure: str, step: Step, *, rounds: int) -> None:
@@ -147,17 +172,22 @@ def _shrink(
     min_units: int = 1,
     plan: Adaptive | None = None,
     rounds: int | None = None,
+    dear: bool = False,
 ) -> Candidate:
-    """Remove units or weights in steps that grow while the verdict stays good and halve when it fails."""
+    """Remove units or weights in steps that grow while the verdict stays good and halve when it fails.
+
+    Where rounds are ``dear``, steps after the first success are short, and a last small saving is let go.
+    """
     plan = plan or Adaptive(step=FIRST_STEP, floor=max(least, _fewest(current, structure, min_units)))
     for _ in itertools.count() if rounds is None else range(rounds):
         now, saving = masked_parameters(current), _smallest_saving(current, structure, min_units)
-        if finished(plan, now, saving):
+        if finished(plan, now, max(saving, int(CAREFUL_SAVING * now)) if dear else saving):
             break
         target = propose(plan, now, saving)
         made, candidate = step(current, Attempt(structure, _to_parameters(target, min_units), target))
         if made.satisfied:
-            current, plan = candidate, passed(plan)
+            current = candidate
+            plan = replace(plan, step=min(plan.step, CAREFUL_STEP), closing=True) if dear else passed(plan)
         else:
             left = masked_parameters(candidate)
             # Where units cost differently, a target above what was left may make the same cut again.
@@ -173,7 +203,7 @@ def _drop_layers(task: Task, current: Candidate, step: Step, *, keep: int, least
         if len(options) <= keep:
             return current
         now = masked_parameters(current)
-        sizes = {g.name: now - _saved_by_dropping(current, g.name) for g in options}
+        sizes = {g.name: _without(current, g.name) for g in options}
         useful = [n for n, left in sizes.items() if least <= left <= SMALLEST_SAVING * now]
         if not useful:
             return current

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -83,9 +84,13 @@ def effort(parameters: int, *, convolutional: bool = False, led: bool = False) -
 
 def effort_of(task: Task, traced: Trace, student: State) -> tuple[Effort, bool]:
     """Return how a student of the run is distilled, and whether the dense agent's critics can lead it."""
-    convolutional = _convolutional(traced)
-    led = task.dense.policy.head.squashed and bool(judges(task.dense.critics)) and not convolutional
+    convolutional, led = _convolutional(traced), can_be_led(task, traced)
     return effort(size(traced, student.tensors).parameters, convolutional=convolutional, led=led), led
+
+
+def can_be_led(task: Task, traced: Trace) -> bool:
+    """Return whether the dense agent's critics can lead students of this kind."""
+    return task.dense.policy.head.squashed and bool(judges(task.dense.critics)) and not _convolutional(traced)
 
 
 def _convolutional(traced: Trace) -> bool:
@@ -298,8 +303,14 @@ def _behind(returns: Sequence[float], most: int, tolerance: float) -> bool:
 
 
 def _clear(verdict: Verdict) -> bool:
-    """Tell whether a student passes so clearly that it will be confirmed; a single one learns on until it does."""
-    return verdict.interval[0] > -CLEAR * verdict.tolerance
+    """Tell whether a student passes so clearly that it will be confirmed; a single one learns on until it does.
+
+    It does where little of the tolerance is used, or where two standard errors of the difference between this mean and
+    that of as many other episodes still leave a pass.
+    """
+    low, mean = verdict.interval[0], verdict.normalized - 1.0
+    error = (mean - low) / 1.96
+    return low > -CLEAR * verdict.tolerance or low - 2.0 * math.sqrt(2.0) * error > -verdict.tolerance
 
 
 def _given_up(returns: Sequence[float], iterations: int) -> bool:

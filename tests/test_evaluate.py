@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -14,8 +15,19 @@ import prunerl
 from prunerl import stats
 from prunerl.agents.sb3 import SB3Agent
 from prunerl.errors import BudgetError, SpaceError
-from prunerl.evaluate import FEWEST, FIRST_LOOK, MOST, PURPOSES, episodes_needed, judge, seeds, yardstick
-from prunerl.rollout import rollout
+from prunerl.evaluate import (
+    FEWEST,
+    FIRST_LOOK,
+    GLANCE,
+    MOST,
+    PURPOSES,
+    Yardstick,
+    episodes_needed,
+    judge,
+    seeds,
+    yardstick,
+)
+from prunerl.rollout import Rollout, rollout
 from prunerl.types import EnvSpec
 
 
@@ -110,6 +122,32 @@ def test_judging_stops_early_for_the_good_and_the_hopeless(load_agent: Callable[
     assert steps == sum(good.pruned)  # a step of CartPole is worth 1
     bad, steps = judge(yard, hopeless(agent).policy)
     assert not bad.satisfied
-    assert len(bad.pruned) == FIRST_LOOK
-    assert bad.dense == yard.dense[:FIRST_LOOK]
+    assert len(bad.pruned) == GLANCE
+    assert bad.dense == yard.dense[:GLANCE]
     assert steps == sum(bad.pruned)
+
+
+@pytest.mark.parametrize(
+    ("dense", "lost", "played"),
+    [
+        ([100.0] * 100, [60.0, 61.0], GLANCE),  # −0.6 is far beyond a tolerance of 0.05, and steadily so
+        ([100.0] * 100, [0.0, 20.0], FIRST_LOOK),  # −0.1 ± 0.1: five errors better, it would pass; one better, not
+        ([0.0] * GLANCE + [100.0] * 92, [60.0, 61.0], FIRST_LOOK),  # eight episodes of the dense agent say nothing
+    ],
+)
+def test_a_glance_drops_only_what_is_far_off(
+    dense: list[float], lost: list[float], played: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def fake(policy: object, env: object, chosen: range) -> Rollout:
+        seen.extend(chosen)
+        returns = tuple(dense[i] - lost[i % 2] for i in chosen)
+        return Rollout(returns, len(chosen), np.empty(0))
+
+    monkeypatch.setattr(sys.modules[judge.__module__], "rollout", fake)  # ``prunerl.evaluate`` is also a function
+    yard = Yardstick(None, None, 0.0, tuple(dense), 0, 0.05, 0)  # type: ignore[arg-type]
+    found, steps = judge(yard, None)  # type: ignore[arg-type]
+    assert not found.satisfied
+    assert len(found.pruned) == steps == played
+    assert seen == list(range(played))

@@ -28,7 +28,7 @@ def candidate(*widths: int) -> Candidate:
     return Candidate(agent, trace(network, torch.randn(3, 8)), torch.empty(0, 8))
 
 
-def shrink(start: Candidate, least: int) -> tuple[Candidate, list[int]]:
+def shrink(start: Candidate, least: int, *, dear: bool = False) -> tuple[Candidate, list[int]]:
     """Search with rounds that pass as long as ``least`` parameters are left; return the result and the sizes tried."""
     tried: list[int] = []
 
@@ -44,7 +44,7 @@ def shrink(start: Candidate, least: int) -> tuple[Candidate, list[int]]:
         assert len(tried) < 60
         return SimpleNamespace(satisfied=tried[-1] >= least), smaller
 
-    return search._shrink(start, "units", step), tried
+    return search._shrink(start, "units", step, dear=dear), tried
 
 
 @pytest.mark.parametrize("widths", [(3, 8), (8, 3), (64,), (16, 16, 16), (1, 1)])
@@ -61,6 +61,36 @@ def test_the_smallest_network_of_one_layer_is_found(least: int) -> None:
     left = search.masked_parameters(result)
     assert left >= least
     assert left - 13 < least  # a unit has 8 + 1 + 4 parameters
+
+
+def test_where_rounds_are_dear_few_are_made() -> None:
+    start = candidate(1024)  # 13 parameters a unit and 4 more
+    result, tried = shrink(start, least=200)
+    assert len(tried) > 6
+    dear, few = shrink(start, least=200, dear=True)
+    assert few[0] == tried[0] == 264, "both leave a 48th at first"
+    # Then 2^−½ of 264 is 186: it fails, and of 264 no 30 % are left above it.
+    assert few == [264, 186]
+    assert search.masked_parameters(dear) == 264
+    assert search.masked_parameters(result) < 264
+
+
+@pytest.mark.parametrize(
+    ("widths", "led", "dear"),
+    [
+        ((256, 256), True, True),  # 69,124 / 48 = 1,440; with one layer 3,332 are left
+        ((256, 256), False, False),
+        ((256, 40), True, False),  # without the first layer 524 are left, fewer than a 48th (264) twice over
+        ((64, 64), True, False),  # a 48th is 104 parameters: several students learn side by side
+    ],
+)
+def test_rounds_are_dear_where_critics_lead_and_layers_save_little(
+    widths: tuple[int, ...], led: bool, dear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "can_be_led", lambda task, traced: led)
+    start = candidate(*widths)
+    start.agent.stacks = None  # type: ignore[misc, assignment]
+    assert search._dear(SimpleNamespace(), start) is dear  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("floor", [1, 5, 16])

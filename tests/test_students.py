@@ -16,7 +16,7 @@ from prunerl.repair.guidance import guide
 from prunerl.students import SMALL, STUDENTS, effort
 from prunerl.task import Task
 from prunerl.trace import trace
-from prunerl.types import Critic, Head
+from prunerl.types import Critic, Head, Verdict
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,17 @@ def test_lessons_and_what_critics_see_grow_together_and_the_oldest_go(monkeypatc
     assert leading is not None
     torch.testing.assert_close(leading.features, kept)
     assert lessons.dense == 4
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "clear"),
+    [
+        (-0.025, -0.029, True),  # most of the tolerance is left
+        (-0.0349, -0.0389, True),  # error 0.0041 / 1.96: −0.0389 − 2√2 · 0.00204 = −0.0447
+        (-0.0350, -0.0450, False),  # error 0.0051: −0.0450 − 2√2 · 0.0051 = −0.0594
+        (-0.0450, -0.0490, False),
+    ],
+)
+def test_what_is_clear_would_pass_on_other_episodes_too(mean: float, low: float, clear: bool) -> None:
+    verdict = Verdict((), (), (0, 100), 0.0, 1.0 + mean, 1.0, (low, 0.0), 0.95, 0.05, low > -0.05)
+    assert students._clear(verdict) is clear
