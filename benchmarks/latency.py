@@ -38,6 +38,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from latency_goals import goals
 from stable_baselines3 import PPO
 
 import prunerl
@@ -350,6 +351,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "processor": f"{processor}, {this.width} floats a vector",
+        "width": this.width,
         "GMAC/s": library.limit_multiply(1.0),
         "GB/s": {name: size / library.limit_read(room.ctypes.data, size) for name, size in sizes.items()},
         "compiler": compiler.version.splitlines()[0],
@@ -421,6 +423,8 @@ def _tables(done: Mapping[str, Any]) -> Iterator[str]:
     for name, got in done.items():
         if name.startswith("batch "):
             yield f"- {name[6:]}: " + ", ".join(f"{runtime} {t[1]:.3g}" for runtime, t in got.items())
+    yield "\n## What is to be reached\n"
+    yield from goals(done, about["GMAC/s"], about["width"])
 
 
 def _cell(timing: Mapping[str, Any] | None) -> str:

@@ -1,15 +1,19 @@
 """Print how long the command line and the import take, each in fresh processes: the median and the range.
 
+Seconds are of a clock and of the processor; where other work runs, the second ones say more.
+
 python benchmarks/start.py --times 9
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
@@ -26,15 +30,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=9)
     times = parser.parse_args().times
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     for _ in range(times):
         for name, arguments in COMMANDS.items():
-            start = time.perf_counter()
+            before, start = _used(), time.perf_counter()
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-            seconds[name].append(time.perf_counter() - start)
-    print("| | median (s) | range (s) |\n|---|---|---|")
-    for name, taken in seconds.items():
-        print(f"| {name} | {statistics.median(taken):.2f} | {min(taken):.2f}–{max(taken):.2f} |")
+            taken[name].append((time.perf_counter() - start, _used() - before))
+    print("| | seconds | range | of the processor | range |\n|---|---|---|---|---|")
+    for name, pairs in taken.items():
+        print(f"| {name} | {' | '.join(_cells(values) for values in zip(*pairs, strict=True))} |")
+
+
+def _used() -> float:
+    """Return the processor's seconds of all commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _cells(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} | {min(values):.2f}–{max(values):.2f}"
 
 
 if __name__ == "__main__":
