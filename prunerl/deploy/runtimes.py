@@ -143,12 +143,11 @@ def openvino(scene: Scene) -> tuple[Decide, Sequence[Any]]:
     request = ov.Core().compile_model(str(path), "CPU", hints).create_infer_request()
     held = np.zeros((1, *scene.program.observation_shape), scene.packed[0].dtype)
     request.set_input_tensor(ov.Tensor(held, shared_memory=True))
-    made = request.get_output_tensor().data
 
     def decide(observation: Any) -> Any:
         held[0] = observation
         request.infer()
-        return made[0].copy()
+        return request.get_output_tensor().data[0].copy()
 
     return decide, scene.packed
 
