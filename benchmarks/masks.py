@@ -2,16 +2,18 @@
 
     python benchmarks/masks.py --out runs/masks.jsonl > docs/data/masks.md
 
-Each algorithm trains six live models side by side, all from the same weights: dense; dense once more, which shows what
-the noise is; with ``prunerl.masks.attach``; with the callback ``prunerl.train.Static``; with ``torch.nn.utils.prune``;
-and with a parametrization that multiplies by the mask. Networks and training settings are those of the RL Zoo's entries
-for the environment, in one environment at a time. The sparsity of every weight matrix of the online networks is 0.9;
-the callback spreads the same sparsity over the hidden matrices alone, as is its default. A repetition calls ``learn()``
+Each algorithm trains seven live models side by side, all from the same weights: dense; dense once more, which shows
+what the noise is; masked once and then let go, which shows what a sparse start alone costs; with
+``prunerl.masks.attach``; with the callback ``prunerl.train.Static``; with ``torch.nn.utils.prune``; and with a
+parametrization that multiplies by the mask. Networks and training settings are those of the RL Zoo's entries for the
+environment, in one environment at a time. The sparsity of every weight matrix of the online networks is 0.9; the
+callback spreads the same sparsity over the hidden matrices alone, as is its default. A repetition calls ``learn()``
 once for each, in an order that changes, and takes its CPU time (of this process, torch on one thread); what stands in
 the table is the median over the repetitions of the ratio to the dense model of the same repetition. Every eight
 repetitions all models are made anew, since where tensors happen to lie in memory makes a difference too; the intervals
 are those of a bootstrap over these blocks. All repetitions together: the ratio of the summed times, with what happens
-now and then, such as the callback's look at dormant units.
+now and then, such as the callback's look at dormant units. What is spent in the two hooks of ``prunerl.masks`` is taken
+by the same clock around them, its own time included.
 
 What PyTorch's ways do to a target network is shown by a second, untimed model that is masked as its user would do it,
 online network alone. For the timed one the target networks are masked as well, so that training runs at all.
@@ -22,6 +24,7 @@ Finished repetitions are kept in ``--out`` and not repeated; remove the file to 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import io
 import json
@@ -72,9 +75,10 @@ ALGORITHMS: dict[str, tuple[str, str, int, Callable[[], BaseAlgorithm]]] = {
     )),
 }  # fmt: skip
 WAYS = ("prunerl", "static", "prune", "parametrize")
-ARMS = ("dense", "again", *WAYS)
+ARMS = ("dense", "again", "let go", *WAYS)
 LABELS = {
     "again": "dense again",
+    "let go": "masked once, let go",
     "prunerl": "`prunerl.masks`",
     "static": "`prunerl.train.Static`",
     "prune": "`torch.nn.utils.prune`",
@@ -118,6 +122,7 @@ def main() -> None:
 def measure(name: str, length: float) -> list[dict[str, float]]:
     """Return the seconds of each arm, repetition by repetition, of models that are made for it."""
     _, _, steps, make = ALGORITHMS[name]
+    clock = Clock()  # before hooks are registered
     models = {way: warmed(make()) for way in ARMS}
     decided = drawn(models["dense"])
     callbacks = {way: mask(model, way, decided, targets=True) for way, model in models.items()}
@@ -129,12 +134,35 @@ def measure(name: str, length: float) -> list[dict[str, float]]:
         seconds = {}
         for way in order if index % 2 else order[::-1]:
             gc.collect()
-            start = time.process_time()
+            clock.seconds, start = 0.0, time.process_time()
             models[way].learn(round(steps * length), callback=callbacks[way], reset_num_timesteps=False)
             seconds[way] = time.process_time() - start
+            if way == "prunerl":
+                seconds["hooks"] = clock.seconds
         found.append(seconds)
         print(f"{name} {index + 1}/{BLOCK}: " + " ".join(f"{w} {s:.3f}" for w, s in seconds.items()), file=sys.stderr)
     return found
+
+
+class Clock:
+    """The seconds that go into the hooks of ``prunerl.masks`` from now on."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        for name in ("before", "after"):
+            hook = getattr(masks._Keeper, name)
+            setattr(masks._Keeper, name, self.timed(getattr(hook, "__wrapped__", hook)))
+
+    def timed(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return the hook with its time taken."""
+
+        @functools.wraps(hook)
+        def run(*arguments: Any) -> None:
+            start = time.process_time()
+            hook(*arguments)
+            self.seconds += time.process_time() - start
+
+        return run
 
 
 def settling(model: BaseAlgorithm, steps: int) -> int:
@@ -187,6 +215,8 @@ def mask(model: BaseAlgorithm, way: str, decided: dict[str, Tensor], *, targets:
         return Static(sparsity=SPARSITY)
     if way == "prunerl":
         masks.attach(model.policy, decided)
+    elif way == "let go":
+        masks.attach(model.policy, decided).remove()
     elif way in WAYS:
         known = dict(model.policy.named_parameters())
         for name, keep in decided.items():
@@ -271,16 +301,19 @@ def table(algorithms: list[str], out: Path) -> Iterator[str]:
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
         f"Stable-Baselines3 {stable_baselines3.__version__}. CPU time of `learn()` relative to the dense model of the "
         "same repetition: median, and its 95 % interval by a bootstrap over blocks of repetitions; below it the ratio "
-        f"of all repetitions together, with the interval of the same kind. Sparsity {SPARSITY}.\n"
+        "of all repetitions together, with the interval of the same kind. Held : let go: `prunerl.masks` relative to "
+        "the model that was masked once and not held. In hooks: the share of `learn()` that is spent in the two hooks "
+        f"of `prunerl.masks`. Sparsity {SPARSITY}.\n"
     )
-    yield "| algorithm | environment | widths | repetitions | " + " | ".join(LABELS.values()) + " |"
-    yield "|" + "---|" * (len(LABELS) + 4)
+    columns = ("algorithm", "environment", "widths", "repetitions", *LABELS.values(), "held : let go", "in hooks")
+    yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     for name in algorithms:
         blocks = [entry["block"] for entry in of(name, out) if "block" in entry]
         environment, widths = ALGORITHMS[name][:2]
-        cells = [summary(blocks, way, middle) for way in LABELS]
+        compared = [*((way, "dense") for way in LABELS), ("prunerl", "let go"), ("hooks", "prunerl")]
+        cells = [summary(blocks, *pair, middle) for pair in compared]
         yield f"| {name} | {environment} | {widths} | {BLOCK * len(blocks)} | {' | '.join(cells)} |"
-        cells = [summary(blocks, way, together) for way in LABELS]
+        cells = [summary(blocks, *pair, together) for pair in compared]
         yield f"| | | all together | | {' | '.join(cells)} |"
     yield "\n## Where the time goes\n"
     yield (
@@ -311,24 +344,25 @@ def table(algorithms: list[str], out: Path) -> Iterator[str]:
 
 
 Block = list[dict[str, float]]
+Statistic = Callable[[list[Block], str, str], float]
 
 
-def summary(blocks: list[Block], way: str, statistic: Callable[[list[Block], str], float]) -> str:
+def summary(blocks: list[Block], way: str, other: str, statistic: Statistic) -> str:
     """Return a statistic of all blocks, and its interval when blocks are drawn again."""
     generator = np.random.default_rng(0)
     drawn = generator.integers(len(blocks), size=(2000, len(blocks)))
-    low, high = np.quantile([statistic([blocks[i] for i in draw], way) for draw in drawn], [0.025, 0.975])
-    return f"{statistic(blocks, way):.3f} [{low:.3f}, {high:.3f}]"
+    low, high = np.quantile([statistic([blocks[i] for i in draw], way, other) for draw in drawn], [0.025, 0.975])
+    return f"{statistic(blocks, way, other):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def middle(blocks: list[Block], way: str) -> float:
-    """Return the median of the ratios to the dense model."""
-    return statistics.median(seconds[way] / seconds["dense"] for block in blocks for seconds in block)
+def middle(blocks: list[Block], way: str, other: str) -> float:
+    """Return the median of the ratios of two ways' times."""
+    return statistics.median(seconds[way] / seconds[other] for block in blocks for seconds in block)
 
 
-def together(blocks: list[Block], way: str) -> float:
+def together(blocks: list[Block], way: str, other: str) -> float:
     """Return the ratio of the summed times."""
-    return sum(s[way] for block in blocks for s in block) / sum(s["dense"] for block in blocks for s in block)
+    return sum(s[way] for block in blocks for s in block) / sum(s[other] for block in blocks for s in block)
 
 
 def of(name: str, out: Path) -> list[dict[str, Any]]:

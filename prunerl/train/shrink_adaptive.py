@@ -102,7 +102,7 @@ class AdaptiveShrink(BaseCallback):
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0:
             self.reset()
-        if all(units <= self.least for layers in self._live().widths().values() for units in layers):
+        if not self.changes and all(u <= self.least for layers in self._live().widths().values() for u in layers):
             raise BudgetError(f"No hidden layer has more than {self.least} units: nothing to shrink. Lower least.")
 
     def _on_step(self) -> bool:

@@ -22,7 +22,7 @@ from prunerl.train.buffer import DynamicReplayBuffer
 from prunerl.train.course import sparsity
 
 METHODS = ("Gradual", "Lottery", "Movement", "ReDo", "RigL", "RLx2", "SET", "Static", "Surgery")
-STEPS = 240
+STEPS = 160
 
 
 def made(method: str, **settings: Any) -> train.Sparse:
@@ -34,21 +34,26 @@ def made(method: str, **settings: Any) -> train.Sparse:
 def wrong(model: BaseAlgorithm, held: masks.Masks) -> Iterator[str]:
     """Yield what is not zero though it is masked: weights, moments and targets."""
     parameters = dict(model.policy.named_parameters())
+    optimizers = list(masks.optimizers_of(model.policy))
     for name, mask in held.items():
         network, _, rest = name.partition(".")
         for other in (name, f"{network}_target.{rest}"):
             if other in parameters and bool((parameters[other][~mask] != 0).any()):
                 yield other
-        for optimizer in masks.optimizers_of(model.policy):
+        for optimizer in optimizers:
             for key, moment in optimizer.state.get(parameters[name], {}).items():
                 if key != "step" and isinstance(moment, Tensor) and bool((moment[~mask] != 0).any()):
                     yield f"{key} of {name}"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_masks_are_exact_after_every_update(method: str, model: BaseAlgorithm) -> None:
-    name = type(model).__name__
-    if method == "RLx2" and name in ("PPO", "A2C"):
+# Each method with one optimizer and with several, and the method that writes into weights with every algorithm.
+EXACT = [(method, name) for method in METHODS for name in MODELS if name in ("ppo", "sac") or method == "Surgery"]
+
+
+@pytest.mark.parametrize(("method", "name"), EXACT)
+def test_masks_are_exact_after_every_update(method: str, name: str) -> None:
+    model = MODELS[name]()
+    if method == "RLx2" and name == "ppo":
         with pytest.raises(LearnError, match="RLx2 needs an off-policy algorithm"):
             model.learn(STEPS, callback=made(method))
         return
@@ -72,7 +77,7 @@ def test_masks_are_exact_after_every_update(method: str, model: BaseAlgorithm) -
             updates += 1
             seen.extend(wrong(self.model, callback.masks))
 
-    model.learn(400 if name == "A2C" else STEPS, callback=[callback, Look(callback.method)])
+    model.learn(400 if name == "a2c" else STEPS, callback=[callback, Look(callback.method)])
     assert seen == []
     assert updates > 20
     assert sparsity(callback.masks.values()) == pytest.approx(0.8, abs=0.003)
@@ -92,7 +97,7 @@ def test_a_sparse_network_learns(method: str) -> None:
         callback = made("Gradual", rule="probability")
     elif method != "dense":
         callback = made(method, sparsity=0.5 if method == "ReDo" else 0.8)
-    model.learn(1200 if method == "Lottery" else 1000, callback=callback)
+    model.learn(1000 if method == "Lottery" else 700, callback=callback)
     assert before < 0.7
     assert score(model) > 0.9
 
@@ -101,7 +106,7 @@ def test_a_sparse_network_learns(method: str) -> None:
 def test_gradual_pruning_learns_with_every_family(name: str) -> None:
     model = MODELS[name]()
     before = score(model)
-    model.learn({"ppo": 3000, "a2c": 4000}.get(name, 700), callback=made("Gradual"))
+    model.learn({"ppo": 2000, "a2c": 2500}.get(name, 500), callback=made("Gradual"))
     assert score(model) > max(0.8, before + 0.1)
 
 

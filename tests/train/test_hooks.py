@@ -27,8 +27,10 @@ class Plain(nn.Module):
         return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
 
 
-@pytest.mark.parametrize("method", [m for m in train.METHODS if m != "RLx2"])
-@pytest.mark.parametrize("kind", [network, Plain])
+CASES = [(m, network) for m in train.METHODS if m != "RLx2"] + [("Gradual", Plain), ("ReDo", Plain)]
+
+
+@pytest.mark.parametrize(("method", "kind"), CASES)
 def test_a_plain_loop_learns_sparse(method: str, kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     online, target = kind(), kind()
@@ -66,6 +68,10 @@ def test_what_cannot_be_is_refused() -> None:
         train.hook(optimizer, online, train.RLx2(), updates=100)
     with pytest.raises(BudgetError, match="updates=0"):
         train.hook(optimizer, online, train.SET(), updates=0)
+    with pytest.raises(BudgetError, match="ends before it starts: both are at update 1"):
+        train.hook(optimizer, online, train.Gradual(start=0.6, end=0.9), updates=1)
+    with pytest.raises(BudgetError, match=r"'0\.weight' would keep 0 of 128 weights"):
+        train.hook(optimizer, online, train.SET(sparsity=0.9999, distribution="uniform"), updates=100)
     with pytest.raises(BudgetError, match="no weight matrix"):
         train.hook(optimizer, nn.ReLU(), train.SET(), updates=100)
     with pytest.raises(LearnError, match="not trained by any optimizer"):

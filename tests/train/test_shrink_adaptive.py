@@ -83,3 +83,12 @@ def test_a_network_that_is_small_already_and_an_env_without_returns_are_refused(
     bare = DummyVecEnv([lambda: Scripted(lambda step: 0.0)])
     with pytest.raises(LearnError, match="VecMonitor"):
         PPO("MlpPolicy", bare, n_steps=20, batch_size=20).learn(40, callback=AdaptiveShrink())
+
+
+def test_a_second_learn_goes_on_and_another_model_is_refused() -> None:
+    model, callback = trained(lambda step: -500.0, least=8)
+    changes = list(callback.changes)
+    model.learn(100, callback=callback, reset_num_timesteps=False)
+    assert callback.changes[: len(changes)] == changes
+    with pytest.raises(LearnError, match="another model"):
+        PPO("MlpPolicy", Scripted(lambda step: 0.0), n_steps=20, batch_size=20).learn(40, callback=callback)

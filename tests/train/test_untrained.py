@@ -129,6 +129,11 @@ def test_settings_of_another_method_are_refused(tmp_path: Path, capsys: pytest.C
         (["--method", "dense", "--sparsity", "0.5"], "dense does not take --sparsity. It takes: none"),
         (["--method", "shrink", "--width", "8", "--sparsity", "0.5"], "Give one of them"),
         (["--method", "shrink", "--sparsity", "1"], "sparsity of 1.0"),
+        (["--method", "gradual", "--start", "0.8", "--end", "0.2"], "starts at 0.8 and ends at 0.2"),
+        (["--method", "gradual", "--sparsity", "0.99999"], "Lower the sparsity or choose another distribution"),
+        (["--method", "shrink", "--width", "512"], "cannot shrink to (512, 512)"),
+        (["--algo", "ars", "--method", "gradual"], "ARS does not train its policy with an optimizer"),
+        (["--algo", "ars", "--method", "shrink"], "ARS has no optimizer"),
     ):
         assert main([*given, *more]) == 2
         assert message in capsys.readouterr().err
