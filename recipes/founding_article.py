@@ -47,6 +47,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.monitor import Monitor
 from torch import nn
 
+from prunerl.train import Reached, Shrink
+
 if __name__ != "__main__":
     raise ImportError("This recipe is a script. Run it: python recipes/founding_article.py")
 
@@ -54,7 +56,7 @@ NETWORK, UNITS = [64, 64, 64, 64], 32
 CAP, SOLVED, WINDOW, EVALUATED = 200, 195.0, 100, 100
 READY, READY_EPISODES = 190.0, 5
 STEPS = 60_000
-STATES, DISTILLED, BATCH = 4096, 1000, 256
+DISTILLED = 1000
 RATES, TUNING_SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (100, 101)
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -89,56 +91,21 @@ class Solved(BaseCallback):
         return self.solved_at is None and (self.most is None or len(self.returns) < self.most)
 
 
-class Cut(BaseCallback):
-    """Once the agent plays well, make it smaller if wanted, and make fewer updates from then on."""
+class FewerUpdates(BaseCallback):
+    """Make fewer updates once the agent plays well."""
 
-    def __init__(self, episodes: Solved, *, smaller: bool, updates: int) -> None:
+    def __init__(self, ready: Reached, updates: int) -> None:
         super().__init__()
-        self.episodes, self.smaller, self.updates = episodes, smaller, updates
+        self.ready, self.updates = ready, updates
         self.at: int | None = None
 
     def _on_rollout_start(self) -> None:
-        recent = self.episodes.returns[-READY_EPISODES:]
-        if self.at is None and len(recent) == READY_EPISODES and statistics.fmean(recent) >= READY:
+        if self.at is None and self.ready(self.model):
             self.at = self.num_timesteps
-            if self.smaller:
-                cut(self.model)
             self.model.gradient_steps = self.updates
 
     def _on_step(self) -> bool:
         return True
-
-
-def cut(model: DQN) -> None:
-    """Keep the best units of the first hidden layer, remove those behind it, and refit what reads the first one."""
-    policy, old = model.policy, model.policy.q_net.q_net
-    first, second = (m for m in list(old)[:3] if isinstance(m, nn.Linear))
-    rows = np.random.default_rng(model.seed).choice(model.replay_buffer.size(), STATES)
-    states = torch.from_numpy(model.replay_buffer.observations[rows, 0])
-    with torch.no_grad():
-        values, units = old(states), torch.relu(first(states))
-        scores = units.std(0) * second.weight.norm(dim=0)
-        best = scores.argsort(descending=True)[:UNITS].sort().values
-        read = torch.cat([units[:, best], torch.ones(STATES, 1)], 1).double()
-        # In double precision and slightly regularised: units that never fire together make the system singular.
-        gram = read.T @ read + 1e-6 * STATES * torch.eye(UNITS + 1, dtype=torch.double)
-        fit = torch.linalg.solve(gram, read.T @ values.double()).float().T
-    model.policy_kwargs["net_arch"] = policy.net_arch = policy.net_args["net_arch"] = [UNITS]
-    policy.q_net, policy.q_net_target = policy.make_q_net(), policy.make_q_net()
-    layers = [m for m in policy.q_net.modules() if isinstance(m, nn.Linear)]
-    weights = ((first.weight[best], first.bias[best]), (fit[:, :UNITS], fit[:, UNITS]))
-    for layer, (weight, bias) in zip(layers, weights, strict=True):
-        layer.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
-    rate = model.lr_schedule(1)
-    policy.optimizer = policy.optimizer_class(policy.q_net.parameters(), lr=rate, **policy.optimizer_kwargs)
-    for _ in range(DISTILLED):
-        some = torch.randint(STATES, (BATCH,))
-        policy.optimizer.zero_grad()
-        nn.functional.mse_loss(policy.q_net.q_net(states[some]), values[some]).backward()
-        policy.optimizer.step()
-    policy.q_net_target.load_state_dict(policy.q_net.state_dict())
-    policy.q_net_target.set_training_mode(False)
-    model._create_aliases()
 
 
 def train(arm: str, seed: int, episodes: int | None, rate: float | None) -> dict[str, Any]:
@@ -149,17 +116,19 @@ def train(arm: str, seed: int, episodes: int | None, rate: float | None) -> dict
     policy = {"net_arch": [UNITS] if arm == "narrow" else list(NETWORK), "activation_fn": nn.ReLU}
     model = DQN("MlpPolicy", Monitor(make_env()), policy_kwargs=policy, seed=seed, device="cpu", **settings)
     episode = Solved(episodes)
-    changes = {"pruned": (True, 1), "dense, fewer updates": (False, 1), "stop early": (True, 0)}
-    own = [Cut(episode, smaller=changes[arm][0], updates=changes[arm][1])] if arm in changes else []
+    ready = Reached(READY, episodes=READY_EPISODES)
+    pruning = [Shrink(at=ready, width=UNITS, depth=1, distill=DISTILLED)] if arm in ("pruned", "stop early") else []
+    updates = {"pruned": 1, "dense, fewer updates": 1, "stop early": 0}
+    fewer = [FewerUpdates(ready, updates[arm])] if arm in updates else []
     begun = time.process_time()
-    model.learn(STEPS, callback=CallbackList([*own, episode]))
+    model.learn(STEPS, callback=CallbackList([*pruning, *fewer, episode]))
     seconds = time.process_time() - begun
     count = sum(p.numel() for p in model.q_net.parameters())
     values = model.q_net.q_net
     found = {"solved_at": episode.solved_at, "played": len(episode.returns), "steps": model.num_timesteps}
     with torch.no_grad():
         reward = evaluated(lambda o: int(values(torch.from_numpy(o)).argmax()), seed)
-    return found | {"reward": reward, "seconds": seconds, "parameters": count, "cut_at": own[0].at if own else None}
+    return found | {"reward": reward, "seconds": seconds, "parameters": count, "cut_at": fewer[0].at if fewer else None}
 
 
 def searched(seed: int, episodes: int | None) -> dict[str, Any]:
