@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prunerl.errors import RunError
 from prunerl.files import write_atomically
+from prunerl.types import EnvSpec
 
 SETTINGS = "run.json"
 STEPS = "steps"
@@ -72,6 +73,23 @@ def open_journal(out: str | Path | None, settings: Mapping[str, Any]) -> Journal
         )
     (folder / STEPS).mkdir(exist_ok=True)
     return Journal(folder)
+
+
+def environment_of(folder: Path) -> EnvSpec | None:
+    """Return the environment that a run's folder knows; None where the folder is not one of a run.
+
+    Raises:
+        RunError: The file that says it is damaged.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))["env"]
+        wrappers = tuple((str(name), dict(kwargs)) for name, kwargs in told["wrappers"])
+        return EnvSpec(str(told["id"]), dict(told["kwargs"]), wrappers, int(told.get("frame_stack", 1)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}). Give the environment with --env.") from error
 
 
 def recall(journal: Journal, name: str) -> Step | None:

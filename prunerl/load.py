@@ -32,7 +32,8 @@ def load(
     Args:
         source: Path of a Stable-Baselines3 zip (today's or of the ``gym`` era), a ``.keras`` file, a folder of one of
             our runs or of the RL Zoo (``<algo>/<env>_<n>``), or a live Stable-Baselines3 model.
-        env: Gymnasium id, or a full specification with wrappers. Needed for files; a Zoo folder says its own.
+        env: Gymnasium id, or a full specification with wrappers. Needed for files; the folder of a run or of the Zoo
+            says its own.
         algorithm: As the RL Zoo names it, such as ``ppo``, ``sac`` or ``qrdqn``; read off the file by default.
         env_kwargs: Keyword arguments for the environment, on top of those a Zoo folder names.
         vec_normalize: File of ``VecNormalize`` statistics; by default looked for beside the zip.
@@ -47,7 +48,9 @@ def load(
         LoadError: The source is not a supported agent.
         TrustError: It can only be read by running code from it.
         SpaceError: The environment's spaces do not fit.
+        RunError: The folder of a run does not say its environment any more.
     """
+    from prunerl import journal
     from prunerl.agents import keras, keras_file, sb3_load, zoo, zoo_settings
 
     if not isinstance(source, str | Path):
@@ -61,9 +64,10 @@ def load(
             f"Cannot load an agent from a {type(source).__name__}. Give a path or a Stable-Baselines3 model."
         )
     path = Path(source)
-    if path.is_dir():
-        path = next((path / name for name in SAVED if (path / name).is_file()), None) or zoo.find(path) or path
     spec = EnvSpec(env) if isinstance(env, str) else env
+    if path.is_dir():
+        spec = journal.environment_of(path) if spec is None else spec
+        path = next((path / name for name in SAVED if (path / name).is_file()), None) or zoo.find(path) or path
     if keras_file.recognises(path):
         if spec is None or not spec.id:
             raise LoadError(f"{path}: the environment is not known. Give its Gymnasium id (env=..., --env).")

@@ -209,6 +209,13 @@ def test_a_full_disk_leaves_what_was_finished_and_the_run_goes_on_later(
     assert kept.items() <= files_in(out).items()
 
 
+def test_the_folder_of_a_run_loads_with_its_environment(run: tuple[prunerl.Result, Path]) -> None:
+    result, folder = run
+    again = prunerl.load(folder)
+    assert again.env == result.agent.env
+    assert all(torch.equal(t, again.state.tensors[n]) for n, t in result.agent.state.tensors.items())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from prunerl.errors import LoadError, RunError
+from prunerl.errors import LoadError
 
 if TYPE_CHECKING:
     from prunerl.types import Agent, EnvSpec
@@ -64,10 +64,11 @@ def load(args: Source) -> Agent:
 
 def environment(args: Source) -> EnvSpec | None:
     """Return the environment: of the options, on top of what a run's folder knows; None where a Zoo folder says it."""
+    from prunerl.journal import environment_of
     from prunerl.types import EnvSpec
 
     path = existing(args.agent)
-    known = _remembered(path) if path.is_dir() and (args.env is None or args.env == "") else None
+    known = environment_of(path) if path.is_dir() and (args.env is None or args.env == "") else None
     if args.frame_stack is not None and args.frame_stack < 1:
         raise LoadError(f"--frame-stack must be at least 1, got {args.frame_stack}. It is a number of observations.")
     if known is None and not args.env:
@@ -90,29 +91,15 @@ def existing(agent: str) -> Path:
     Raises:
         LoadError: Nothing is there, or the folder of a run that has no agent yet.
     """
+    from prunerl.journal import environment_of
     from prunerl.load import SAVED
 
     path = Path(agent)
     if not path.exists():
         raise LoadError(f"No file at {agent}. Give the path of a Stable-Baselines3 zip or of a run's folder.")
-    if path.is_dir() and _remembered(path) is not None and not any((path / name).is_file() for name in SAVED):
+    if path.is_dir() and environment_of(path) is not None and not any((path / name).is_file() for name in SAVED):
         raise LoadError(f"Folder {agent} holds no agent of a finished run. Give a zip, or finish the run first.")
     return path
-
-
-def _remembered(folder: Path) -> EnvSpec | None:
-    from prunerl.journal import SETTINGS
-    from prunerl.report import schema
-    from prunerl.types import EnvSpec
-
-    path = folder / SETTINGS
-    if not path.is_file():
-        return None
-    try:
-        found: EnvSpec = schema.read(EnvSpec, json.loads(path.read_text(encoding="utf-8"))["env"], "env")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}). Give the environment with --env.") from error
-    return found
 
 
 def _pair(entry: str) -> tuple[str, Any]:
