@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from prunerl import operators
+from prunerl.agents.resize import resize
 from prunerl.errors import BudgetError, RemovalError
-from prunerl.remove import remove
-from prunerl.trace import trace, unit_groups
+from prunerl.remove import remove, zeroed
+from prunerl.trace import forward, trace, unit_groups
 from prunerl.types import State
 
 Forward = Callable[..., Tensor]
@@ -155,6 +158,22 @@ class Drawn(nn.Module):
         return self.last(x)
 
 
+def assert_loads_and_trains(network: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> None:
+    """Check that a file of tensors is the same network bit by bit, and that an update moves all that has a gradient."""
+    first, second = copy.deepcopy(network), copy.deepcopy(network)
+    for module, held in ((first, tensors), (second, safetensors.torch.load(safetensors.torch.save(tensors)))):
+        resize(module, {n: tuple(t.shape) for n, t in held.items()})
+        module.load_state_dict(held)
+    assert torch.equal(first(x), second(x))
+    optimizer = torch.optim.Adam(second.parameters(), lr=1e-2)
+    second(x).square().sum().backward()
+    parameters = dict(second.named_parameters())
+    assert all(p.grad is not None for p in parameters.values())
+    optimizer.step()
+    moved = {n for n, p in parameters.items() if not torch.equal(p, tensors[n])}
+    assert moved == {n for n, p in parameters.items() if p.grad is not None and p.grad.any()}
+
+
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 10**6))
 def test_removing_from_drawn_networks_equals_masking_and_nothing_is_skipped(seed: int) -> None:
@@ -177,6 +196,10 @@ def test_removing_from_drawn_networks_equals_masking_and_nothing_is_skipped(seed
         smaller = remove(traced, state, groups, decision, ties=(), observations=x)
         left = {g.name: g.units for g in unit_groups(traced, smaller.tensors)}
         assert left == {name: int(keep.sum()) for name, keep in decision.items()}
+        if not any(isinstance(m, nn.LayerNorm) for m in network.modules()):  # it takes statistics of what is left
+            wanted = forward(traced, zeroed(state, groups, decision), x)
+            torch.testing.assert_close(forward(traced, smaller.tensors, x), wanted, rtol=1e-4, atol=1e-4)
+    assert_loads_and_trains(network, dict(smaller.tensors), x)
     before = {n: t.clone() for n, t in state.tensors.items()}
     for group in groups[:1]:
         none, long = torch.zeros(group.units, dtype=torch.bool), torch.ones(group.units + 1, dtype=torch.bool)
