@@ -12,11 +12,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from graesser_update import BATCH, Update, sample
 from numpy.typing import NDArray
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
-from torch.nn import functional
 
 from prunerl import train
 
@@ -28,22 +28,14 @@ FIRST_SEED = 1_000_000
 class TheirDQN(DQN):
     """Their loss: the mean squared error, and an L2 penalty on the kernels of hidden layers."""
 
-    def train(self, gradient_steps: int, batch_size: int = 128) -> None:
+    masked_by: train.Sparse | None = None
+    update: Update | None = None
+
+    def train(self, gradient_steps: int, batch_size: int = BATCH) -> None:
         """Update as they do, without a clip of the gradient's norm."""
-        self.policy.set_training_mode(True)
-        kernels = [m.weight for m in linear(self.q_net)[:-1]]
+        self.update = self.update or Update(self.q_net, self.q_net_target, self.gamma, DECAY, self.masked_by)
         for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size)
-            with torch.no_grad():
-                following = self.q_net_target(batch.next_observations).max(1, keepdim=True).values
-                target = batch.rewards + (1 - batch.dones) * self.gamma * following
-            values = self.q_net(batch.observations).gather(1, batch.actions.long())
-            self.policy.optimizer.zero_grad()
-            functional.mse_loss(values, target).backward()
-            # The gradient of the penalty, without the time that its forward pass takes.
-            with torch.no_grad():
-                for kernel in kernels:
-                    kernel.grad.add_(kernel, alpha=2 * DECAY)
+            self.update(sample(self.replay_buffer, batch_size))
             self.policy.optimizer.step()
         self._n_updates += gradient_steps
 
@@ -104,7 +96,7 @@ def make(env: str) -> gym.Env[Any, Any]:
 def dqn(env: str, widths: list[int], *, rate: float, steps: int, seed: int) -> TheirDQN:
     """Return their agent, initialised as theirs."""
     model = TheirDQN(
-        "MlpPolicy", make(env), learning_rate=rate, buffer_size=100_000, learning_starts=RANDOM_STEPS, batch_size=128,
+        "MlpPolicy", make(env), learning_rate=rate, buffer_size=100_000, learning_starts=RANDOM_STEPS, batch_size=BATCH,
         gamma=0.99, train_freq=1, gradient_steps=1, target_update_interval=100, seed=seed, device="cpu",
         exploration_initial_eps=EPSILON, exploration_final_eps=EPSILON,
         policy_kwargs={"net_arch": widths, "optimizer_kwargs": {"fused": True, "eps": 1e-7}},

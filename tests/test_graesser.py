@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("graesser", "graesser_dqn", "graesser_baselines"):
+    for name in ("graesser", "graesser_dqn", "graesser_update", "graesser_baselines"):
         sys.modules.pop(name, None)
 
 
@@ -65,6 +65,24 @@ def test_actions_are_those_of_stable_baselines3(monkeypatch: pytest.MonkeyPatch)
         model.learn(1300)
         trained.append([p.detach().clone() for p in model.q_net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
+
+
+def test_minibatches_are_those_of_stable_baselines3() -> None:
+    import graesser_dqn as own
+
+    model = own.dqn("CartPole-v1", [6, 5], rate=1e-3, steps=1300, seed=2)
+    model.learn(500)
+    np.random.seed(7)
+    expected = model.replay_buffer.sample(128)
+    drawn = np.random.randint(1 << 30)
+    np.random.seed(7)
+    observations, actions, rewards, following, going = own.sample(model.replay_buffer, 128)
+    assert np.random.randint(1 << 30) == drawn
+    assert torch.equal(observations, expected.observations)
+    assert torch.equal(actions, expected.actions[:, 0])
+    assert torch.equal(rewards, expected.rewards[:, 0])
+    assert torch.equal(following, expected.next_observations)
+    assert torch.equal(going, 1 - expected.dones[:, 0])
 
 
 def test_an_update_descends_the_squared_error_with_the_penalty_on_hidden_kernels() -> None:
