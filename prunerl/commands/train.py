@@ -44,6 +44,8 @@ class Arguments:
     """Which weights gradual masks: best keeps the largest, probability draws them by their size."""
     width: int | None = None
     """Units that shrink leaves in each hidden layer, or shrink-adaptive at least; by default their own."""
+    depth: int | None = None
+    """Hidden layers that shrink leaves; by default all."""
     start: float | None = None
     """Share of training after which masks begin to change, or units go."""
     end: float | None = None
@@ -136,11 +138,11 @@ def _settings(args: Arguments) -> dict[str, Any]:
     sparsities = ("sparsity", "actor_sparsity", "critic_sparsity")
     known = {
         "dense": (),
-        "shrink": (*sparsities, "width", "start"),
+        "shrink": (*sparsities, "width", "depth", "start"),
         "shrink-adaptive": ("width", "start"),
         "gradual": (*sparsities, "distribution", "rule", "start", "end", "every"),
     }.get(args.method, (*sparsities, "distribution", "start", "end", "every"))
-    every = (*sparsities, "distribution", "rule", "width", "start", "end", "every")
+    every = (*sparsities, "distribution", "rule", "width", "depth", "start", "end", "every")
     given = {name: getattr(args, name) for name in every if getattr(args, name) is not None}
     bad = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if bad:
@@ -155,19 +157,19 @@ def _shrink(settings: dict[str, Any], model: Any, seed: int) -> Shrink:
     from prunerl.train import Shrink
     from prunerl.train.shrink_networks import networks, widths
 
-    at = {"at": settings["start"]} if "start" in settings else {}
-    if "width" in settings:
-        at["width"] = settings["width"]
+    names = {"start": "at", "width": "width", "depth": "depth"}
+    given = {name: settings[own] for own, name in names.items() if own in settings}
     whole = settings.get("sparsity")
     shares = [settings.get(f"{part}_sparsity", whole) for part in ("actor", "critic")]
     for share in shares:
         if share is not None and not 0.0 <= share < 1.0:
             raise BudgetError(f"Method shrink got a sparsity of {share}. Set it to at least 0 and less than 1.")
     if model is None or shares == [None, None]:
-        return Shrink(**at, seed=seed)
+        return Shrink(**given, seed=seed)
     present: dict[str, tuple[int, ...]] = {network.role: widths(model.policy, network) for network in networks(model)}
-    actor, critic = (_narrow(present.get(role, ()), s) for role, s in zip(("actor", "critic"), shares, strict=True))
-    return Shrink(**at, width=actor, critic_width=critic, seed=seed)
+    left = {role: layers[: settings.get("depth")] for role, layers in present.items()}
+    actor, critic = (_narrow(left.get(role, ()), s) for role, s in zip(("actor", "critic"), shares, strict=True))
+    return Shrink(**given, width=actor, critic_width=critic, seed=seed)
 
 
 def _narrow(present: Sequence[int], sparsity: float | None) -> tuple[int, ...]:

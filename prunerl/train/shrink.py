@@ -30,24 +30,28 @@ class Reached:
 
     Attributes:
         returned: Mean return, as Stable-Baselines3's ``Monitor`` reports it.
-        episodes: Over so many episodes, 1 to 100, which must have ended.
+        episodes: Over so many episodes, which must have ended; at most the ``stats_window_size`` of the model, 100 by
+            default.
 
     Raises:
-        BudgetError: The number of episodes is out of its range.
+        BudgetError: The number of episodes is below 1, or, when a model is looked at, more than it keeps.
     """
 
     returned: float
     episodes: int = 20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.episodes <= 100:
-            raise BudgetError(
-                f"Stable-Baselines3 keeps the last 100 returns, got episodes={self.episodes}. Set 1 to 100."
-            )
+        if self.episodes < 1:
+            raise BudgetError(f"A mean of returns got episodes={self.episodes}. Set 1 or more.")
 
     def __call__(self, model: Any) -> bool:
         """Look at the last episodes."""
         known = model.ep_info_buffer
+        if known.maxlen is not None and known.maxlen < self.episodes:
+            raise BudgetError(
+                f"The model keeps its last {known.maxlen} returns, and the mean of {self.episodes} is asked for. "
+                f"Set episodes to {known.maxlen} or less, or make the model with stats_window_size={self.episodes}."
+            )
         if len(known) < self.episodes:
             return False
         last = [known[-1 - i]["r"] for i in range(self.episodes)]

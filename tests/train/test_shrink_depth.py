@@ -89,9 +89,11 @@ def test_units_go_once_when_the_condition_holds_first() -> None:
 
 
 def test_a_return_is_reached_by_the_mean_of_the_last_episodes() -> None:
-    played = SimpleNamespace(ep_info_buffer=deque([{"r": 0.0}, {"r": 9.0}, {"r": 11.0}]))
+    played = SimpleNamespace(ep_info_buffer=deque([{"r": 0.0}, {"r": 9.0}, {"r": 11.0}], maxlen=5))
     assert Reached(10.0, episodes=2)(played)
     assert not Reached(10.1, episodes=2)(played)
     assert not Reached(5.0, episodes=4)(played)  # so many did not end yet
-    with pytest.raises(BudgetError, match="episodes=101"):
-        Reached(1.0, episodes=101)
+    with pytest.raises(BudgetError, match="keeps its last 5 returns"):
+        Reached(1.0, episodes=6)(played)
+    with pytest.raises(BudgetError, match="episodes=0"):
+        Reached(1.0, episodes=0)

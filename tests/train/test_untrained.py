@@ -121,10 +121,22 @@ def test_the_command_takes_every_method(method: str, tmp_path: Path, capsys: pyt
     assert [tag for tag in tags if tag.encode() not in logged] == []
 
 
+@pytest.mark.parametrize("more", [["--width", "12"], ["--sparsity", "0.75"]])
+def test_the_command_removes_layers(more: list[str], tmp_path: Path) -> None:
+    settings, out = tmp_path / "off.yml", tmp_path / "run"
+    settings.write_text(OFF)
+    given = ["--algo", "sac", "--env", "Pendulum-v1", "--hyperparameters", str(settings), "--steps", "120"]
+    given += ["--method", "shrink", "--depth", "1", "--start", "0.5", "--out", str(out), *more]
+    assert main(["train", *given]) == 0
+    assert SAC.load(out / "agent.zip").policy_kwargs["net_arch"] == {"pi": [12], "qf": [12]}
+
+
 def test_settings_of_another_method_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["train", "--algo", "sac", "--env", "Pendulum-v1", "--steps", "100", "--out", str(tmp_path / "run")]
     for more, message in (
         (["--method", "shrink", "--distribution", "erk"], "shrink does not take --distribution"),
+        (["--method", "set", "--depth", "1"], "set does not take --depth"),
+        (["--method", "shrink", "--depth", "3"], "got depth=3"),
         (["--method", "set", "--rule", "best"], "set does not take --rule"),
         (["--method", "dense", "--sparsity", "0.5"], "dense does not take --sparsity. It takes: none"),
         (["--method", "shrink", "--width", "8", "--sparsity", "0.5"], "Give one of them"),
