@@ -180,20 +180,22 @@ def tuned(cell: Cell, args: argparse.Namespace) -> Cell:
 def table(found: list[dict[str, Any]]) -> str:
     """Return the table of what is there, with 95 % intervals over seeds (Student's t) and the published numbers."""
     lines = [
-        "| env | sparsity | method | rate | steps | seeds | score | 95 % | published | parameters | CPU s |",
-        "|---" * 11 + "|",
+        "| env | sparsity | method | rate | steps | seeds | score | 95 % | each seed | published | parameters "
+        "| CPU s |",
+        "|---" * 12 + "|",
     ]
     columns = ("env", "sparsity", "method", "rate", "steps")
     for key in sorted(
         {tuple(r[c] for c in columns) for r in found}, key=lambda k: (*k[:2], METHODS_ORDER[k[2]], *k[3:])
     ):
         mine = [r for r in found if tuple(r[c] for c in columns) == key]
-        scores = np.array([r["score"] for r in mine])
+        scores = np.array([r["score"] for r in sorted(mine, key=lambda r: r["seed"])])
         known = PUBLISHED.get((key[0], key[2]), {}).get(key[1], "–")
         left, seconds = (round(float(np.mean([r[c] for r in mine]))) for c in ("nonzero", "cpu_seconds"))
         lines.append(
             f"| {key[0]} | {key[1]:g} | {key[2]} | {key[3]:g} | {key[4]:,} | {len(scores)} | {scores.mean():.1f} | "
-            f"{interval_of(scores)} | {known} | {left:,} | {seconds} |"
+            f"{interval_of(scores)} | {', '.join(f'{score:.0f}' for score in scores)} | {known} | {left:,} "
+            f"| {seconds} |"
         )
     return "\n".join(lines)
 
