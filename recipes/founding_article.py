@@ -10,7 +10,7 @@ CartPole with the 200-step cap (``CartPole-v0``'s rules: ``CartPole-v1`` with ``
 - ``dense``: the article's network, to the end.
 - ``pruned``: once the mean of the last ``READY_EPISODES`` training episodes is ``READY`` or more, it is cut to 4-32-2:
   units of the first layer are kept by score, the layers behind it are removed, the output layer is refitted by least
-  squares and distilled, on states of the replay buffer. Then it goes on learning, with a quarter of the updates.
+  squares and distilled, on states of the replay buffer. Then it goes on learning, with half of the updates.
 - ``dense, fewer updates``: the same without the cut. What pruning itself is worth is the difference to this arm.
 - ``narrow``: 4-32-2 from scratch, with the learning rate of ``RATES`` that is best on the seeds of tuning.
 - ``stop early``: cut as ``pruned``, and then played without learning on.
@@ -55,20 +55,21 @@ if __name__ != "__main__":
 NETWORK, UNITS = [64, 64, 64, 64], 32
 CAP, SOLVED, WINDOW, EVALUATED = 200, 195.0, 100, 100
 READY, READY_EPISODES = 190.0, 5
-STEPS = 60_000
+STEPS = 150_000
 DISTILLED = 1000
 RATES, TUNING_SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (100, 101)
+FIRST_SEED = 10
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "buffer_size": 50_000,
+    "learning_rate": 3e-4,
+    "buffer_size": 100_000,
     "learning_starts": 1000,
-    "batch_size": 64,
-    "gamma": 0.99,
+    "batch_size": 128,
+    "gamma": 0.98,
     "train_freq": 4,
-    "gradient_steps": 4,
-    "target_update_interval": 250,
+    "gradient_steps": 2,
+    "target_update_interval": 500,
     "exploration_initial_eps": 1.0,
-    "exploration_fraction": 0.1,  # of all steps; then ε stays at its last value
+    "exploration_fraction": 1 / 15,  # of all steps; then ε stays at its last value
     "exploration_final_eps": 0.01,
 }
 ARMS = ("dense", "pruned", "dense, fewer updates", "narrow", "stop early", "linear")
@@ -199,7 +200,7 @@ def row(results: list[dict[str, Any]], dense: dict[int, float]) -> str:
 
 
 parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, …")
+parser.add_argument("--seeds", type=int, default=5, help=f"how many, from {FIRST_SEED} on")
 parser.add_argument("--episodes", type=int, help="stop after so many episodes, solved or not")
 parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
 parser.add_argument("--out", type=Path, default=Path("runs/founding_article.jsonl"))
@@ -234,8 +235,9 @@ def tuned() -> float:
     return min(steps, key=lambda rate: steps[rate])
 
 
+seeds = range(FIRST_SEED, FIRST_SEED + given.seeds)
 best = tuned() if "narrow" in given.arms else None
-own = [ensure(arm, seed, best if arm == "narrow" else None) for seed in range(given.seeds) for arm in given.arms]
+own = [ensure(arm, seed, best if arm == "narrow" else None) for seed in seeds for arm in given.arms]
 print(
     f"| | parameters | average reward | episodes until ≥ {SOLVED:.0f} | reached | CPU s | time / dense | ms a step |\n"
     "|---|---|---|---|---|---|---|---|"
