@@ -174,11 +174,10 @@ def evaluated(act: Callable[[Any], int], seed: int) -> float:
 
 def interval(values: list[float], digits: int = 1) -> str:
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    if min(values) == max(values):
         return f"{mean:.{digits}f}"
     low, high = stats.t.interval(0.95, len(values) - 1, mean, np.std(values, ddof=1) / len(values) ** 0.5)
-    spread = f"[{low:.{digits}f}, {high:.{digits}f}]" if high > low else ""
-    return f"{mean:.{digits}f} {spread}".strip()
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def row(results: list[dict[str, Any]], dense: dict[int, float]) -> str:
