@@ -19,7 +19,13 @@ that they do not fall on the same few places of each image."""
 
 
 def least_squares(
-    traced: Trace, tensors: Mapping[str, Tensor], masks: Masks, observations: Tensor, targets: Sequence[Tensor | None]
+    traced: Trace,
+    tensors: Mapping[str, Tensor],
+    masks: Masks,
+    observations: Tensor,
+    targets: Sequence[Tensor | None],
+    *,
+    ridge: float = RIDGE,
 ) -> dict[str, Tensor]:
     """Refit the layers front to back, each on the inputs that the refitted layers before it produce.
 
@@ -34,6 +40,8 @@ def least_squares(
         observations: Visited states, the network's inputs, shape (states, *observation).
         targets: For each layer of ``traced``, Z of shape (states, outputs), of a convolution (states · places,
             channels); None leaves the layer as it is.
+        ridge: λ as a share of the inputs' sums of squares about their means, on average over the inputs. Where inputs
+            say nearly the same, a larger one keeps the weights small, at some cost in exactness.
 
     Returns:
         The refitted weights and biases by name.
@@ -49,7 +57,7 @@ def least_squares(
             pair = _samples(traced, layer, matrix(layer, tensors).shape, entered, features(layer, target))
             if pair is None:
                 continue
-            weight, bias = _solve(pair[0].double(), pair[1].double(), _mask(layer, masks))
+            weight, bias = _solve(pair[0].double(), pair[1].double(), _mask(layer, masks), ridge)
             weight = weight.reshape(matrix(layer, tensors).shape)
             stored = weight.T.contiguous() if layer.transposed else weight
             if bool(stored.isfinite().all() and bias.isfinite().all()):
@@ -78,11 +86,11 @@ def _mask(layer: Layer, masks: Masks) -> Tensor | None:
     return matrix(layer, masks).flatten(1) if layer.weight in masks else None
 
 
-def _solve(inputs: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _solve(inputs: Tensor, target: Tensor, mask: Tensor | None, ridge: float) -> tuple[Tensor, Tensor]:
     mean_x, mean_z = inputs.mean(dim=0), target.mean(dim=0)
     x, z = inputs - mean_x, target - mean_z
     gram = x.T @ x
-    gram += RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
+    gram += ridge * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
     right = x.T @ z
     if mask is None:
         weight = torch.linalg.solve(gram, right).T

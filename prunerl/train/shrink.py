@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from prunerl import criteria
 from prunerl.errors import BudgetError, LearnError
+from prunerl.repair.least_squares import RIDGE
 from prunerl.train.shrink_cut import Criterion, Cut
 from prunerl.train.shrink_live import Live, Resized, Widths, everywhere
 
@@ -80,6 +81,10 @@ class Shrink(BaseCallback):
             refitted by least squares on the last that is left. By default all of them.
         criterion: Scores units in visited states; see :mod:`prunerl.criteria`.
         refit: Refit what read the removed units by least squares.
+        ridge: Penalty on the weights that are refitted, as :func:`~prunerl.repair.least_squares.least_squares` takes
+            it. A small one fits closely, but by weights that may be large, and then a small step of what they read
+            moves the outputs far. Where training is unstable after the cut, above all where ``depth`` lets one layer
+            take over what several did, set it to 0.1 and distill.
         distill: Updates of distillation from the larger networks, on the same states, after that.
         states: Visited states that are looked at.
         seed: Of the distillation's minibatches and of what the criterion draws.
@@ -101,6 +106,7 @@ class Shrink(BaseCallback):
         depth: int | None = None,
         criterion: Criterion = criteria.variance,
         refit: bool = True,
+        ridge: float = RIDGE,
         distill: int = 0,
         states: int = 4096,
         seed: int = 0,
@@ -114,9 +120,10 @@ class Shrink(BaseCallback):
         self.critic_targets = _targets("critic_width", critics, len(self.points), several)
         checked("depth", 1 if depth is None else depth, 1)
         self.depth = depth
+        checked("ridge", ridge, 1e-12)
         checked("distill", distill, 0)
         checked("states", states, 2)
-        self.cut = Cut(criterion, refit, distill)
+        self.cut = Cut(criterion, refit, distill, ridge=ridge)
         self.states, self.seed = states, seed
         self.live: Live | None = None
         self.saved: Mapping[str, Any] | None = None

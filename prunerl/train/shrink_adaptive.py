@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from prunerl import criteria
 from prunerl.errors import BudgetError, LearnError
+from prunerl.repair.least_squares import RIDGE
 from prunerl.train.shrink import bound, checked, progress, stored, tell
 from prunerl.train.shrink_cut import Criterion, Cut
 from prunerl.train.shrink_live import Live, Resized
@@ -36,7 +37,7 @@ class AdaptiveShrink(BaseCallback):
         tolerance: How far the return may fall, as a share of its range so far; above 0.
         least: Units that are left in each layer.
         episodes: Least number of episodes between two changes.
-        criterion, refit, distill, states, seed, verbose: As for :class:`~prunerl.train.shrink.Shrink`.
+        criterion, refit, ridge, distill, states, seed, verbose: As for :class:`~prunerl.train.shrink.Shrink`.
 
     Raises:
         BudgetError: An amount is out of its range.
@@ -53,6 +54,7 @@ class AdaptiveShrink(BaseCallback):
         episodes: int = 20,
         criterion: Criterion = criteria.variance,
         refit: bool = True,
+        ridge: float = RIDGE,
         distill: int = 0,
         states: int = 4096,
         seed: int = 0,
@@ -67,13 +69,14 @@ class AdaptiveShrink(BaseCallback):
         for name, value, low in (
             ("least", least, 1),
             ("episodes", episodes, 1),
+            ("ridge", ridge, 1e-12),
             ("distill", distill, 0),
             ("states", states, 2),
         ):
             checked(name, value, low)
         self.start, self.every, self.step, self.tolerance = start, every, step, tolerance
         self.least, self.episodes = least, episodes
-        self.cut, self.states, self.seed = Cut(criterion, refit, distill), states, seed
+        self.cut, self.states, self.seed = Cut(criterion, refit, distill, ridge=ridge), states, seed
         self.live: Live | None = None
         self.saved: Mapping[str, Any] | None = None
         self.changes: list[Resized] = []

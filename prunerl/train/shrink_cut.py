@@ -13,7 +13,7 @@ from prunerl.errors import BudgetError, LearnError
 from prunerl.evidence import VisitedEvidence
 from prunerl.remove import kept_rows, remove, replicas
 from prunerl.repair.distill import Lessons, answers, distill
-from prunerl.repair.least_squares import least_squares
+from prunerl.repair.least_squares import RIDGE, least_squares
 from prunerl.trace import Trace, activity, features, unit_groups
 from prunerl.train.shrink_networks import Network, ties
 from prunerl.types import Decision, Group, Scores, State
@@ -32,12 +32,14 @@ class Cut:
         refit: Refit the layers that read a cut layer by least squares.
         distill: Updates of distillation on the visited states after that; 0 for none.
         learning_rate: Peak learning rate of the distillation.
+        ridge: Penalty of the least squares, as :func:`~prunerl.repair.least_squares.least_squares` takes it.
     """
 
     criterion: Criterion = criteria.variance
     refit: bool = True
     distill: int = 0
     learning_rate: float = 1e-3
+    ridge: float = RIDGE
 
 
 def narrowed(
@@ -76,7 +78,9 @@ def narrowed(
     follow = ties(network, state)
     smaller = remove(traced, state, groups, decision, ties=follow, observations=inputs[:CHECKED])
     if cut.refit:
-        smaller = _refitted(traced, state, smaller, groups, decision, inputs, replicas(state, follow, traced))
+        smaller = _refitted(
+            traced, state, smaller, groups, decision, inputs, replicas(state, follow, traced), cut.ridge
+        )
     return smaller
 
 
@@ -136,6 +140,7 @@ def _refitted(
     decision: Decision,
     inputs: Tensor,
     maps: Sequence[Mapping[str, str]],
+    ridge: float,
 ) -> State:
     """Refit each layer that lost inputs to what its outputs were; in the target, to what they were in the target."""
     kept = kept_rows(before.tensors, groups, decision)
@@ -151,7 +156,7 @@ def _refitted(
             rows = kept[layer.weight].get(0)
             old = features(layer, outputs[layer.name])
             wanted.append(old if rows is None else old[:, rows])
-        fitted = least_squares(traced, named(after, traced, names), {}, inputs, wanted)
+        fitted = least_squares(traced, named(after, traced, names), {}, inputs, wanted, ridge=ridge)
         tensors |= {names.get(name, name): tensor for name, tensor in fitted.items()}
     return replace(after, tensors=tensors)
 

@@ -36,7 +36,7 @@ class Shallow:
     gone: range
 
 
-def shallow(network: Network, traced: Trace, state: State, depth: int, inputs: Tensor) -> Shallow:
+def shallow(network: Network, traced: Trace, state: State, depth: int, inputs: Tensor, ridge: float) -> Shallow:
     """Return the network with its first ``depth`` hidden layers alone.
 
     The layers that read the last hidden one are refitted on the outputs of the one that is last now, to what they
@@ -49,6 +49,7 @@ def shallow(network: Network, traced: Trace, state: State, depth: int, inputs: T
         state: Its tensors and moments, and those of its target.
         depth: Hidden layers that are left, from 1 to one less than there are.
         inputs: What it reads in visited states, shape (samples, features).
+        ridge: Penalty of the least squares.
 
     Raises:
         LearnError: gSDE draws its noise from the hidden layer that would go.
@@ -89,7 +90,7 @@ def shallow(network: Network, traced: Trace, state: State, depth: int, inputs: T
             features(layers[before[layer.name]], computed[before[layer.name]]) if layer.name in before else None
             for layer in retraced.layers
         ]
-        solved = least_squares(retraced, named(smaller, retraced, new), {}, inputs, wanted)
+        solved = least_squares(retraced, named(smaller, retraced, new), {}, inputs, wanted, ridge=ridge)
         fitted |= {new.get(name, name): tensor for name, tensor in solved.items()}
     return Shallow(left, retraced, replace(smaller, tensors=fitted), gone)
 

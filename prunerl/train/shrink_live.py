@@ -145,7 +145,7 @@ class Live:
         made = Shallow(network, traced, before, range(0))
         with torch.enable_grad():
             if len(target) < len(network.hidden):
-                made = shallow(network, traced, before, len(target), seen)
+                made = shallow(network, traced, before, len(target), seen, self.cut.ridge)
             rest = made.network, made.traced
             after = narrowed(*rest, made.state, target, seen, self.cut, generator=self.generator)
             if self.cut.distill and after is not before:

@@ -52,6 +52,10 @@ def test_one_dimension_worked_out() -> None:
     fitted = least_squares(traced, state_of(network).tensors, {}, x, [z])
     assert fitted["weight"].item() == pytest.approx(2.5, rel=1e-5)
     assert fitted["bias"].item() == pytest.approx(0.5, rel=1e-4)
+    # A ridge of 1 doubles Σ(x − 1)²: slope 5/4, intercept 3 − 5/4.
+    fitted = least_squares(traced, state_of(network).tensors, {}, x, [z], ridge=1.0)
+    assert fitted["weight"].item() == pytest.approx(1.25)
+    assert fitted["bias"].item() == pytest.approx(1.75)
 
 
 def test_masked_rows_keep_their_zeros_and_are_fitted_on_the_rest() -> None:

@@ -13,7 +13,7 @@ import torch
 from shrinking import STEPS, again, made, observations, optimized, outputs
 
 from prunerl.errors import BudgetError, LearnError
-from prunerl.train import Reached, Shrink
+from prunerl.train import AdaptiveShrink, Reached, Shrink
 
 
 @pytest.mark.parametrize("name", ["ppo", "a2c", "dqn", "sac", "td3", "tqc"])
@@ -60,6 +60,25 @@ def test_a_layer_that_does_nothing_goes_without_a_trace() -> None:
     for network in (model.policy.q_net, model.policy.q_net_target):
         assert torch.allclose(network(visited), old @ network.q_net[2].weight.T + network.q_net[2].bias, atol=1e-5)
     assert wanted.shape == model.policy.q_net(seen).shape
+
+
+@pytest.mark.parametrize("depth", [1, None])
+def test_a_ridge_keeps_the_refitted_weights_small(depth: int | None) -> None:
+    norms = []
+    for ridge in (1e-6, 0.1):
+        model = made("dqn", [24, 20, 16])
+        model.lr_schedule = lambda _: 0.0
+        model.learning_rate = 0.0
+        model.learn(STEPS, callback=Shrink(at=0.5, width=12, depth=depth, ridge=ridge))
+        networks = (model.policy.q_net, model.policy.q_net_target)
+        norms.append([float(network.q_net[-1].weight.detach().norm()) for network in networks])
+    assert all(small < large for large, small in zip(*norms, strict=True))
+
+
+@pytest.mark.parametrize("callback", [Shrink, AdaptiveShrink])
+def test_a_ridge_of_zero_is_refused(callback: type) -> None:
+    with pytest.raises(BudgetError, match="ridge=0"):
+        callback(ridge=0)
 
 
 def test_layers_that_cannot_go_are_refused_and_the_model_stays() -> None:
