@@ -46,6 +46,10 @@ class Arguments:
     """Units that shrink leaves in each hidden layer, or shrink-adaptive at least; by default their own."""
     depth: int | None = None
     """Hidden layers that shrink leaves; by default all."""
+    ridge: float | None = None
+    """Penalty on the weights that are refitted after units have gone; 0.1 keeps them small, by default 1e-6."""
+    distill: int | None = None
+    """Updates of distillation from the larger networks after units have gone; by default none."""
     start: float | None = None
     """Share of training after which masks begin to change, or units go."""
     end: float | None = None
@@ -138,11 +142,11 @@ def _settings(args: Arguments) -> dict[str, Any]:
     sparsities = ("sparsity", "actor_sparsity", "critic_sparsity")
     known = {
         "dense": (),
-        "shrink": (*sparsities, "width", "depth", "start"),
-        "shrink-adaptive": ("width", "start"),
+        "shrink": (*sparsities, "width", "depth", "ridge", "distill", "start"),
+        "shrink-adaptive": ("width", "ridge", "distill", "start"),
         "gradual": (*sparsities, "distribution", "rule", "start", "end", "every"),
     }.get(args.method, (*sparsities, "distribution", "start", "end", "every"))
-    every = (*sparsities, "distribution", "rule", "width", "depth", "start", "end", "every")
+    every = (*sparsities, "distribution", "rule", "width", "depth", "ridge", "distill", "start", "end", "every")
     given = {name: getattr(args, name) for name in every if getattr(args, name) is not None}
     bad = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if bad:
@@ -157,7 +161,7 @@ def _shrink(settings: dict[str, Any], model: Any, seed: int) -> Shrink:
     from prunerl.train import Shrink
     from prunerl.train.shrink_networks import networks, widths
 
-    names = {"start": "at", "width": "width", "depth": "depth"}
+    names = {"start": "at"} | {name: name for name in ("width", "depth", "ridge", "distill")}
     given = {name: settings[own] for own, name in names.items() if own in settings}
     whole = settings.get("sparsity")
     shares = [settings.get(f"{part}_sparsity", whole) for part in ("actor", "critic")]

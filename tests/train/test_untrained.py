@@ -126,7 +126,21 @@ def test_the_command_removes_layers(more: list[str], tmp_path: Path) -> None:
     settings, out = tmp_path / "off.yml", tmp_path / "run"
     settings.write_text(OFF)
     given = ["--algo", "sac", "--env", "Pendulum-v1", "--hyperparameters", str(settings), "--steps", "120"]
-    given += ["--method", "shrink", "--depth", "1", "--start", "0.5", "--out", str(out), *more]
+    given += [
+        "--method",
+        "shrink",
+        "--depth",
+        "1",
+        "--ridge",
+        "0.1",
+        "--distill",
+        "2",
+        "--start",
+        "0.5",
+        "--out",
+        str(out),
+        *more,
+    ]
     assert main(["train", *given]) == 0
     assert SAC.load(out / "agent.zip").policy_kwargs["net_arch"] == {"pi": [12], "qf": [12]}
 
@@ -137,6 +151,8 @@ def test_settings_of_another_method_are_refused(tmp_path: Path, capsys: pytest.C
         (["--method", "shrink", "--distribution", "erk"], "shrink does not take --distribution"),
         (["--method", "set", "--depth", "1"], "set does not take --depth"),
         (["--method", "shrink", "--depth", "3"], "got depth=3"),
+        (["--method", "set", "--ridge", "0.1"], "set does not take --ridge"),
+        (["--method", "shrink-adaptive", "--ridge", "0"], "got ridge=0"),
         (["--method", "set", "--rule", "best"], "set does not take --rule"),
         (["--method", "dense", "--sparsity", "0.5"], "dense does not take --sparsity. It takes: none"),
         (["--method", "shrink", "--width", "8", "--sparsity", "0.5"], "Give one of them"),
