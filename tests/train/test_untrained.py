@@ -126,7 +126,8 @@ def test_the_command_removes_layers(more: list[str], tmp_path: Path) -> None:
     settings, out = tmp_path / "off.yml", tmp_path / "run"
     settings.write_text(OFF)
     given = ["--algo", "sac", "--env", "Pendulum-v1", "--hyperparameters", str(settings), "--steps", "120"]
-    given += "--method shrink --depth 1 --ridge 0.1 --distill 2 --start 0.5".split() + ["--out", str(out), *more]
+    given += ["--method", "shrink", "--depth", "1", "--ridge", "0.1", "--distill", "2"]
+    given += ["--start", "0.5", "--out", str(out), *more]
     assert main(["train", *given]) == 0
     assert SAC.load(out / "agent.zip").policy_kwargs["net_arch"] == {"pi": [12], "qf": [12]}
 
