@@ -59,6 +59,22 @@ def install(model: Any) -> None:
     Raises:
         LearnError: The model has no replay buffer of arrays, or one that stores observations once only.
     """
+    check(model)
+    old: Any = model.replay_buffer
+    if isinstance(old, DynamicReplayBuffer):
+        return
+    new = DynamicReplayBuffer.__new__(DynamicReplayBuffer)
+    new.__dict__ = {"n_steps": 1, "gamma": model.gamma, **vars(old), "checked": model.num_timesteps}
+    new.held = old.size()
+    model.replay_buffer = new
+
+
+def check(model: Any) -> None:
+    """Check that a dynamic buffer can take the place of a model's replay buffer.
+
+    Raises:
+        LearnError: The model has no replay buffer of arrays, or one that stores observations once only.
+    """
     old: Any = getattr(model, "replay_buffer", None)
     if isinstance(old, DynamicReplayBuffer):
         return
@@ -69,10 +85,6 @@ def install(model: Any) -> None:
         )
     if old.optimize_memory_usage:
         raise LearnError("RLx2 sums rewards over steps, which optimize_memory_usage=True rules out. Set it to False.")
-    new = DynamicReplayBuffer.__new__(DynamicReplayBuffer)
-    new.__dict__ = {"n_steps": 1, "gamma": model.gamma, **vars(old), "checked": model.num_timesteps}
-    new.held = old.size()
-    model.replay_buffer = new
 
 
 def adjust(model: Any, method: RLx2, step: int) -> None:

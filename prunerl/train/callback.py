@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -25,15 +26,17 @@ class Sparse(BaseCallback):
 
     Masks change between updates, at the start of a rollout, the first one at or after the time that the schedule
     names. ``learn()`` again with ``reset_num_timesteps=False`` goes on with the same masks and the schedule of the
-    first call; with ``reset_num_timesteps=True`` the schedule begins anew.
+    first call; with ``reset_num_timesteps=True`` the schedule begins anew. Another callback on the same model takes
+    over: the masks of the first are let go.
 
     Args:
         method: What to do.
 
     Raises:
-        LearnError: In ``learn()``: the callback has served another model, or the model has no optimizer.
+        LearnError: In ``learn()``: the callback has served another model, another one has taken over, or the model has
+            no optimizer.
         BudgetError: In ``learn()``: the sparsity cannot be met, there is nothing to prune, or the schedule ends after
-            the last rollout has begun.
+            the last rollout has begun. Off-policy, where that cannot be known before, a warning says so at the end.
     """
 
     def __init__(self, method: Method) -> None:
@@ -76,15 +79,17 @@ class Sparse(BaseCallback):
                 f"The schedule ends before it starts: both are at step {span.first} of {steps}. Train for more steps."
             )
         layout = networks.of_model(self.model)
-        if isinstance(self.model, OnPolicyAlgorithm):
+        if isinstance(self.model, OnPolicyAlgorithm) and method.ramps:
             _check_rollouts(self.model, span, total)
+        if isinstance(method, RLx2):
+            buffer.check(self.model)
         if method.needs:
             _check_updates(self.model, type(method).__name__, span)
         course = Course(method, self.model.policy, layout, span)
         if self.course is not None:
             self.course.end()
         self.course, self.span = course, span
-        course.begin()
+        self._record(course.begin())
 
     def _on_rollout_start(self) -> None:
         self._at()
@@ -93,16 +98,35 @@ class Sparse(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
+        # Masks that only move would do so for nothing now; those of a sparsity that rises must get there.
+        if self.course is None or not self.method.ramps:
+            return
+        before = self.masks
         self._at(last=True)
+        changed = sum(int((mask != before[name]).sum()) for name, mask in self.masks.items())
+        if changed:
+            warnings.warn(
+                f"{type(self.method).__name__} changed {changed} weights after the last update: the schedule ended "
+                "after the last rollout had begun. Set a smaller end, or shorter rollouts (train_freq).",
+                stacklevel=2,
+            )
 
     def _at(self, *, last: bool = False) -> None:
         if self.course is None:
             return
+        if self.course.held is None:
+            raise LearnError(
+                "The masks of this callback were let go: another callback on the same model, or end(), came after it. "
+                "Give learn() one callback that masks weights, and make a new one to mask them again."
+            )
         step = self.model.num_timesteps
-        for name, value in self.course.at(step, last=last).items():
-            self.logger.record(f"prune/{name}", value)
+        self._record(self.course.at(step, last=last))
         if isinstance(self.method, RLx2) and self.span is not None:
             buffer.adjust(self.model, self.method, step)
+
+    def _record(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self.logger.record(f"prune/{name}", value)
 
 
 def runs(method: Callable[P, Method]) -> Callable[P, Sparse]:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from prunerl import masks
-from prunerl.errors import BudgetError
+from prunerl.errors import BudgetError, LearnError
 from prunerl.train import distributions
 from prunerl.train.meter import Meter
 from prunerl.train.method import Change, Method, Sight
@@ -22,6 +23,8 @@ TAU = 0.025
 """Share of the layer's mean activation up to which a unit counts as dormant in what is logged (Sokar et al. 2023)."""
 LOG_EVERY = 1000
 """Steps, at least, from one log of dormant units to the next."""
+_COURSES = "prunerl_courses"
+"""Attribute of an optimizer: the courses whose masks it keeps."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Span:
 
 
 class Course:
-    """One method on one network, from :meth:`begin` or :meth:`resume` on."""
+    """One method on one network, from :meth:`begin` or :meth:`resume` on, which end any other of the same matrices."""
 
     def __init__(
         self,
@@ -77,21 +80,30 @@ class Course:
         self.due: int | None = None
         self.log_at = 0
         watch = self._watch if "updates" in method.needs else None
+        self.needed = method.needs & {"gradients", "activity"}
+        self.asked = False
         self.meter = Meter(network, self.layout, self.optimizers, watch)
         self.held: masks.Held | None = None
+        self.handles: list[RemovableHandle] = []
 
-    def begin(self) -> None:
-        """Hold the first masks."""
+    def begin(self) -> dict[str, float]:
+        """Hold the first masks, and return what is to be logged."""
         self.masks = dict(self.method.first(self.sight(0)))
         before = self.span.first - 1
         self.due = self.span.following(before if self.method.at_once else self.span.first)
         self.log_at = self.span.first
         self._hold()
+        return self._figures(self.masks)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Hold what was held when ``state`` was taken."""
+        """Hold what was held when ``state`` was taken.
+
+        Raises:
+            LearnError: That was another network.
+        """
+        self._check_same(state["masks"])
         self.masks, self.memory = dict(state["masks"]), dict(state["memory"])
-        self.due, self.log_at = state["due"], state["log_at"]
+        self.due, self.log_at, self.asked = state["due"], state["log_at"], state["asked"]
         self.generator.set_state(state["generator"])
         self._hold()
         self.meter.gradients, self.meter.activity = dict(state["gradients"]), dict(state["activity"])
@@ -107,6 +119,7 @@ class Course:
             "memory": copied,
             "due": self.due,
             "log_at": self.log_at,
+            "asked": self.asked,
             "generator": self.generator.get_state(),
             "gradients": dict(meter.gradients),
             "activity": dict(meter.activity),
@@ -115,10 +128,15 @@ class Course:
         }
 
     def end(self) -> None:
-        """Let the weights go."""
+        """Let the weights go; nothing changes masks any more."""
         self.meter.remove()
+        for handle in self.handles:
+            handle.remove()
         if self.held is not None:
             self.held.remove()
+        self.held = None
+        for optimizer in self.optimizers:
+            vars(optimizer)[_COURSES] = tuple(c for c in courses(optimizer) if c is not self)
 
     def at(self, step: int, *, last: bool = False) -> dict[str, float]:
         """Change the masks if it is time and everything needed has been measured.
@@ -131,38 +149,55 @@ class Course:
             What is to be logged, empty when nothing is.
         """
         figures: dict[str, float] = {}
-        needed = frozenset(self.method.needs & {"gradients", "activity"})
-        if self.due is not None and step >= self.due:
-            if needed and not (needed <= self.meter.wanted and self.meter.ready()):
-                if not needed <= self.meter.wanted and not last:
-                    self.meter.ask(needed)
-                return {}
+        if self.held is None:
+            return figures
+        if self.due is not None and step >= self.due and self._measured(last=last):
             figures = self._next(step)
-        if self.layout.hidden and step >= self.log_at:
-            figures |= self._log(step)
+        if step >= self.log_at:
+            figures = self._log(step) | figures
         return figures
+
+    def _measured(self, *, last: bool) -> bool:
+        """Say whether all that the method needs was measured since it was due; begin to, where it was not."""
+        if not self.needed:
+            return True
+        if not self.asked and not last:
+            self.meter.ask(self.needed)
+            self.asked = True
+            return False
+        return self.asked and self.meter.ready(self.needed)
 
     def _next(self, step: int) -> dict[str, float]:
         gradients, activity = self.meter.means()
+        own = activity if "activity" in self.needed else {}
         before, self.due = self.masks, self.span.following(step)
-        change = self.method.change(self.sight(step, gradients, activity))
+        change = self.method.change(self.sight(step, gradients, own))
+        self.meter.clear(self.needed)
+        self.asked = False
+        figures = self._dormant(step, own) if own and step >= self.log_at else {}
         if change.masks is before and not change.values:
-            return {}
+            return figures and {**self._figures(before), **figures}
         self._change(change)
-        self.meter.clear()
-        return self._figures(before)
+        return self._figures(before) | figures
 
     def _log(self, step: int) -> dict[str, float]:
         """Measure how many units are dormant from now on, or return it when it has been measured."""
-        if "activity" not in self.meter.wanted:
-            self.meter.ask(frozenset({"activity"}))
+        wanted = frozenset({"activity"}) if self.layout.hidden else frozenset[str]()
+        if wanted and wanted <= self.needed and self.asked:
+            return {}  # the method measures it, and it is logged from that
+        if not wanted <= self.meter.wanted:
+            self.meter.ask(wanted)
             return {}
-        if not self.meter.ready():
+        if not self.meter.ready(wanted):
             return {}
-        silent = [dormant(activity, TAU) for activity in self.meter.means()[1].values()]
-        self.meter.clear()
+        activity = self.meter.means()[1]
+        self.meter.clear(wanted)
+        return self._dormant(step, activity) | self._figures(self.masks)
+
+    def _dormant(self, step: int, activity: Mapping[str, Tensor]) -> dict[str, float]:
         self.log_at = step + max(self.method.every, LOG_EVERY)
-        return {"dormant": sum(int(s.sum()) for s in silent) / sum(len(s) for s in silent), **self._figures(self.masks)}
+        silent = [dormant(mean, TAU) for mean in activity.values()]
+        return {"dormant": sum(int(s.sum()) for s in silent) / sum(len(s) for s in silent)} if silent else {}
 
     def sight(
         self, step: int, gradients: Mapping[str, Tensor] | None = None, activity: Mapping[str, Tensor] | None = None
@@ -184,6 +219,18 @@ class Course:
 
     def _kept(self) -> dict[str, int]:
         kept: dict[str, int] = {}
+        for part, own in (("actor", self.method.actor_sparsity), ("critic", self.method.critic_sparsity)):
+            if own is not None and not self.parts.get(part):
+                raise BudgetError(
+                    f"{part}_sparsity={own}, but no matrix that may be pruned is of a{'n' * (part == 'actor')} {part}: "
+                    f"there are {', '.join(p for p, names in self.parts.items() if names) or 'none'} only. "
+                    "Leave it out, and set sparsity."
+                )
+        if "activity" in self.method.needs and not self.layout.hidden:
+            raise BudgetError(
+                f"{type(self.method).__name__} looks at hidden units, and none are found: they are outputs of linear "
+                "layers within a Sequential, behind an activation. Give the network such a layer."
+            )
         for part, names in self.parts.items():
             shapes = {n: tuple(self.parameters[n].shape) for n in names}
             sparsity = self.method.sparsity_of(part)
@@ -196,7 +243,19 @@ class Course:
             )
         return kept
 
+    def _check_same(self, saved: Mapping[str, Tensor]) -> None:
+        """Check that this is the network whose masks were saved: what is masked is exactly zero."""
+        same = saved.keys() == self.masks.keys() and all(m.shape == self.masks[n].shape for n, m in saved.items())
+        if not same or any(bool((self.parameters[n].detach().cpu()[~m] != 0).any()) for n, m in saved.items()):
+            raise LearnError("This callback has pruned another model. Make a new one for this model.")
+
     def _hold(self) -> None:
+        mine = {id(self.parameters[name]) for name in self.masks}
+        for optimizer in self.optimizers:
+            for other in courses(optimizer):
+                if other is not self and mine & {id(other.parameters[name]) for name in other.masks}:
+                    other.end()
+            vars(optimizer)[_COURSES] = (*courses(optimizer), self)
         self.held = masks.attach(self.network, self.masks, optimizers=self.optimizers)
         self._mask_targets()
 
@@ -206,6 +265,8 @@ class Course:
             self.parameters[name].copy_(value)
         for name, where in change.forget.items():
             for optimizer in self.optimizers:
+                if bool(where.all()):  # with the count of updates, which corrects the moments' bias
+                    optimizer.state.pop(self.parameters[name], None)
                 for key, moment in optimizer.state.get(self.parameters[name], {}).items():
                     if isinstance(moment, Tensor) and moment.shape == where.shape and key != "step":
                         moment.masked_fill_(where.to(moment.device), 0.0)
@@ -235,6 +296,12 @@ class Course:
         if before is not self.masks:
             figures["changes"] = float(sum(int((m != before[n]).sum()) for n, m in self.masks.items()))
         return figures
+
+
+def courses(optimizer: Optimizer) -> tuple[Course, ...]:
+    """Return the courses whose masks an optimizer keeps now."""
+    found: tuple[Course, ...] = vars(optimizer).get(_COURSES, ())
+    return found
 
 
 def sparsity(found: Iterable[Tensor]) -> float:

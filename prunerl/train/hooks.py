@@ -65,7 +65,7 @@ def hook(
         raise BudgetError(f"The schedule ends before it starts: both are at update {span.first}. Set more updates.")
     layout = networks.of_network(network, last=frozenset(last) if last is not None else None)
     course = Course(chosen, network, layout, span, optimizers=[optimizer], targets=targets)
-    course.begin()
+    course.begin()  # ends what an earlier hook holds of the same matrices
     done = 0
 
     def after(*_: Any) -> None:
@@ -73,5 +73,5 @@ def hook(
         done += 1
         course.at(done)
 
-    optimizer.register_step_post_hook(after)
+    course.handles.append(optimizer.register_step_post_hook(after))
     return course

@@ -40,22 +40,22 @@ class Meter:
             self.hooks.append(optimizer.register_step_pre_hook(self.before))
 
     def ask(self, wanted: frozenset[str]) -> None:
-        """Begin to measure ``gradients``, ``activity`` or both."""
-        self.clear()
+        """Begin anew to measure ``gradients``, ``activity`` or both; what else is measured goes on."""
+        self.clear(wanted)
         self.listen(wanted)
 
     def listen(self, wanted: frozenset[str]) -> None:
         """Go on measuring."""
-        self.wanted = wanted
+        self.wanted |= wanted
         if "activity" in wanted:
             for layer in self.layout.hidden:
                 module = self.network.get_submodule(layer.output)
                 self.listeners.append(module.register_forward_hook(self.heard(layer.output)))
 
-    def ready(self) -> bool:
-        """Say whether everything that was asked for has been seen."""
-        gradients = sum(len(m) for m in self.matrices.values()) if "gradients" in self.wanted else 0
-        units = len(self.layout.hidden) if "activity" in self.wanted else 0
+    def ready(self, wanted: frozenset[str]) -> bool:
+        """Say whether everything has been seen of what was asked for."""
+        gradients = sum(len(m) for m in self.matrices.values()) if "gradients" in wanted else 0
+        units = len(self.layout.hidden) if "activity" in wanted else 0
         return len(self.gradients) >= gradients and len(self.activity) >= units
 
     def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -63,16 +63,21 @@ class Meter:
         found = [{n: (s / self.counts[n]).cpu() for n, s in d.items()} for d in (self.gradients, self.activity)]
         return found[0], found[1]
 
-    def clear(self) -> None:
-        """Stop measuring and forget."""
-        for listener in self.listeners:
-            listener.remove()
-        self.listeners, self.wanted = [], frozenset()
-        self.gradients, self.activity, self.counts = {}, {}, {}
+    def clear(self, unwanted: frozenset[str]) -> None:
+        """Stop measuring some of it, and forget that."""
+        self.wanted -= unwanted
+        if "activity" in unwanted:
+            for listener in self.listeners:
+                listener.remove()
+            self.listeners, self.activity = [], {}
+        if "gradients" in unwanted:
+            self.gradients = {}
+        seen = self.gradients.keys() | self.activity.keys()
+        self.counts = {name: count for name, count in self.counts.items() if name in seen}
 
     def remove(self) -> None:
         """Take all hooks away."""
-        self.clear()
+        self.clear(frozenset(("gradients", "activity")))
         for hook in self.hooks:
             hook.remove()
 

@@ -114,6 +114,8 @@ class Method:
     """It is called as soon as the schedule begins, and not only ``every`` steps later."""
     by_score: ClassVar[bool] = True
     """It ranks weights by scores, so that those of several matrices can compete."""
+    ramps: ClassVar[bool] = False
+    """Its sparsity is reached at the end of the schedule only."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.end <= 1.0:

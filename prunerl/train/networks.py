@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunerl import masks
+from prunerl import errors, masks
 from prunerl.errors import BudgetError, LearnError
 
 _CRITIC = ("critic.", "value_net.", "mlp_extractor.value_net.", "vf_features_extractor.")
@@ -75,6 +75,7 @@ def of_network(network: nn.Module, *, last: frozenset[str] | None = None) -> Lay
 
     Raises:
         BudgetError: It has no weight matrix.
+        NameUnknownError: There is no such layer.
     """
     matrices = dict(_matrices(network))
     if not matrices:
@@ -83,7 +84,10 @@ def of_network(network: nn.Module, *, last: frozenset[str] | None = None) -> Lay
         )
     hidden = tuple(_hidden(network, matrices))
     read = {h.weight for h in hidden}
+    layers = [name.removesuffix(".weight") for name in matrices]
     if last is not None:
+        for name in (name for name in last if name not in layers):
+            raise errors.unknown("layer", name, layers)
         ends = {f"{name}.weight" for name in last}
     elif any(isinstance(m, nn.Sequential) for m in network.modules()):
         ends = {n for n in matrices if n not in read and "features_extractor" not in n}
@@ -107,7 +111,7 @@ def _matrices(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _hidden(network: nn.Module, matrices: Mapping[str, nn.Module]) -> Iterator[Hidden]:
-    heads = _heads(matrices)
+    heads = _heads(matrices) | _behind_features(network, matrices)
     for name, chain in network.named_modules():
         if not isinstance(chain, nn.Sequential):
             continue
@@ -130,6 +134,32 @@ def _heads(matrices: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
         "actor.latent_pi": ("actor.mu.weight", "actor.mu.0.weight", "actor.log_std.weight"),
     }
     return {trunk: tuple(n for n in names if n in matrices) for trunk, names in known.items()}
+
+
+def _behind_features(network: nn.Module, matrices: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
+    """Return which layers read the linear layer of a convolutional features extractor, which networks may share."""
+    found: dict[int, tuple[str, list[str]]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        prefix = name.removesuffix("features_extractor.linear")
+        if prefix == name or not isinstance(module, nn.Sequential) or prefix.partition(".")[0].endswith("_target"):
+            continue
+        readers = found.setdefault(id(module), (name, []))[1]
+        readers += [reader for reader in _first_behind(prefix, matrices) if reader not in readers]
+    return {name: tuple(readers) for name, readers in found.values()}
+
+
+def _first_behind(prefix: str, matrices: Mapping[str, nn.Module]) -> list[str]:
+    heads = {"pi_": ("policy", ("action_net.weight", "action_net.0.weight")), "vf_": ("value", ("value_net.weight",))}
+    if prefix in heads:
+        trunk, direct = heads[prefix]
+        first = f"mlp_extractor.{trunk}_net.0.weight"
+        return [name for name in ((first,) if first in matrices else direct) if name in matrices]
+    if not prefix:  # an actor-critic policy has it by the names above as well
+        return []
+    own = [name for name in matrices if name.startswith(prefix) and "features_extractor" not in name]
+    if any("latent_pi" in name for name in own):
+        own = [name for name in own if "latent_pi" in name]
+    return [name for name in own if name.endswith(".0.weight") or name.count(".") == 2]
 
 
 def parameters_of(network: nn.Module) -> dict[str, Tensor]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from sb3_contrib import ARS
-from stable_baselines3 import DQN, PPO, TD3
+from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from toy import ARCH, MODELS, OFF, OFF_POLICY, Follow, score
 
 from prunerl import masks, train
 from prunerl.errors import BudgetError, LearnError
+from prunerl.train import course, networks
 from prunerl.train.buffer import DynamicReplayBuffer
 from prunerl.train.course import sparsity
 
@@ -165,23 +169,187 @@ def test_learning_on_continues_the_schedule_unless_it_is_reset() -> None:
     assert sparsity(callback.masks.values()) == pytest.approx(0.8, abs=0.003)
 
 
-def test_what_is_logged(tmp_path: Any) -> None:
+class Written(Logger):
+    """Keeps what is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(None, [])
+        self.found: dict[str, list[float]] = {}
+
+    def record(self, key: str, value: Any, exclude: Any = None) -> None:
+        self.found.setdefault(key, []).append(value)
+
+
+def logged(model: BaseAlgorithm, steps: int, callback: train.Sparse) -> dict[str, list[float]]:
+    """Train, and return what was logged of pruning."""
+    written = Written()
+    model.set_logger(written)
+    model.learn(steps, callback=callback)
+    return {key.removeprefix("prune/"): values for key, values in written.found.items() if key.startswith("prune/")}
+
+
+def test_what_is_logged() -> None:
     model, callback = MODELS["td3"](), made("SET")
-    written: dict[str, list[float]] = {}
+    written = logged(model, STEPS, callback)
+    assert written["sparsity"][-1] == pytest.approx(0.8, abs=0.003)
+    assert written["sparsity_actor"][-1] == pytest.approx(0.8, abs=0.005)
+    assert max(written["changes"]) > 0
+    assert all(0 < units <= 6 * 24 for units in written["units"])
+    assert all(0.0 <= share < 1.0 for share in written["dormant"])
 
-    class Keep(Logger):
-        """Keeps what is recorded."""
 
-        def record(self, key: str, value: Any, exclude: Any = None) -> None:
-            written.setdefault(key, []).append(value)
+@pytest.mark.parametrize("method", ["RigL", "SET", "ReDo", "Static"])
+def test_dormant_units_are_logged_while_masks_change_at_every_rollout(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course, "LOG_EVERY", 128)
+    found = logged(MODELS["ppo"](), 1280, made(method, every=32, end=0.9))
+    assert len(found["dormant"]) >= 4
+    assert len(found["sparsity"]) >= len(found["dormant"])
 
-    model.set_logger(Keep(None, []))
+
+class Pictures(gym.Env[np.ndarray, int]):
+    """Random pictures, in episodes of 20 steps."""
+
+    observation_space = gym.spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    action_space: gym.spaces.Space[Any] = gym.spaces.Discrete(2)
+
+    def __init__(self, continuous: bool = False) -> None:
+        self.steps = 0
+        if continuous:
+            self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, False, self.steps == 20, {}
+
+
+Q_CNN = {"learning_starts": 20, "train_freq": 4, "batch_size": 4, "buffer_size": 200, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "continuous", "options", "readers"),
+    [
+        (DQN, False, {}, {"q_net.features_extractor": ["q_net.q_net.0.weight"]}),
+        (PPO, False, {}, {"features_extractor": ["action_net.weight", "value_net.weight"]}),
+        (
+            PPO,
+            False,
+            {"net_arch": [8], "share_features_extractor": False},
+            {
+                "features_extractor": ["mlp_extractor.policy_net.0.weight"],
+                "vf_features_extractor": ["mlp_extractor.value_net.0.weight"],
+            },
+        ),
+        (
+            SAC,
+            True,
+            {"net_arch": [8], "share_features_extractor": True},
+            {"actor.features_extractor": ["actor.latent_pi.0.weight", "critic.qf0.0.weight", "critic.qf1.0.weight"]},
+        ),
+        (
+            SAC,
+            True,
+            {"net_arch": [8]},
+            {
+                "actor.features_extractor": ["actor.latent_pi.0.weight"],
+                "critic.features_extractor": ["critic.qf0.0.weight", "critic.qf1.0.weight"],
+            },
+        ),
+        (TD3, True, {"net_arch": []}, {"actor.features_extractor": ["actor.mu.0.weight"]}),
+    ],
+)
+def test_units_of_convolutional_features_are_found(
+    kind: Any, continuous: bool, options: dict[str, Any], readers: dict[str, list[str]]
+) -> None:
+    buffer = {} if kind is PPO else {"buffer_size": 10}
+    model = kind("CnnPolicy", Pictures(continuous), policy_kwargs=options, device="cpu", **buffer)
+    hidden = {layer.weight: list(layer.readers) for layer in networks.of_model(model).hidden}
+    for extractor, names in readers.items():
+        assert hidden[f"{extractor}.linear.0.weight"] == names
+
+
+def test_a_convolutional_network_is_logged_and_its_units_are_recycled() -> None:
+    found = logged(DQN("CnnPolicy", Pictures(), device="cpu", **Q_CNN), 60, train.Static(sparsity=0.5, end=0.9))
+    assert found["sparsity"][0] == pytest.approx(0.5, abs=0.001)
+    model = DQN("CnnPolicy", Pictures(), device="cpu", **Q_CNN)
+    linear = model.q_net.features_extractor.linear[0]
+    with torch.no_grad():
+        linear.bias[:7] = -1e3  # these are silent
+    callback = train.ReDo(every=20, tau=0.0)
+    found = logged(model, 80, callback)
+    assert not bool((linear.bias[:7] < -1.0).any())
+
+
+def test_another_callback_takes_over_and_the_first_says_so() -> None:
+    model = DQN("MlpPolicy", Follow(), policy_kwargs={**ARCH, "activation_fn": torch.nn.Tanh}, **OFF)
+    first, second = made("Static", sparsity=0.9), made("Gradual", sparsity=0.5)
+    model.learn(100, callback=first)
+    model.learn(STEPS, callback=second)
+    for name, mask in second.masks.items():
+        assert torch.equal(model.policy.get_parameter(name) != 0, mask)
+    with pytest.raises(LearnError, match="another callback on the same model"):
+        model.learn(50, callback=first, reset_num_timesteps=False)
+    with pytest.raises(LearnError, match="another callback on the same model"):
+        MODELS["dqn"]().learn(50, callback=[made("Static"), made("Gradual")])
+
+
+def test_a_saved_callback_serves_the_model_that_it_pruned_alone(tmp_path: Any) -> None:
+    model, callback = MODELS["dqn"](), made("Gradual")
     model.learn(STEPS, callback=callback)
-    assert written["prune/sparsity"][-1] == pytest.approx(0.8, abs=0.003)
-    assert written["prune/sparsity_actor"][-1] == pytest.approx(0.8, abs=0.005)
-    assert max(written["prune/changes"]) > 0
-    assert all(0 < units <= 6 * 24 for units in written["prune/units"])
-    assert all(0.0 <= share < 1.0 for share in written["prune/dormant"])
+    model.save(tmp_path / "agent.zip")
+    loaded, saved = DQN.load(tmp_path / "agent.zip", env=Follow()), pickle.loads(pickle.dumps(callback))
+    loaded.learn(50, callback=saved, reset_num_timesteps=False)
+    assert list(wrong(loaded, saved.masks)) == []
+    other = MODELS["dqn"]()
+    other.learn(20)
+    with pytest.raises(LearnError, match="pruned another model"):
+        other.learn(20, callback=pickle.loads(pickle.dumps(callback)), reset_num_timesteps=False)
+
+
+def test_methods_whose_sparsity_is_there_at_once_need_no_rollout_at_the_end() -> None:
+    for name, method in (("ppo", train.ReDo()), ("a2c", train.ReDo()), ("ppo", train.Static(sparsity=0.5))):
+        MODELS[name]().learn(64, callback=method)
+    assert sparsity(method.masks.values()) == pytest.approx(0.5, abs=0.003)
+
+
+def test_masks_that_come_after_the_last_update_are_told_of() -> None:
+    model = TD3("MlpPolicy", Follow(True), **{**OFF, "train_freq": (8, "episode")}, policy_kwargs={**ARCH})
+    with pytest.warns(UserWarning, match="Gradual changed .* weights after the last update"):
+        model.learn(STEPS, callback=made("Gradual"))
+
+
+def test_lottery_learns_at_the_pace_of_the_beginning_after_a_rewind() -> None:
+    model, callback = MODELS["dqn"](), train.Lottery(sparsity=0.2, round_share=0.2, end=0.5)
+    moved: list[float] = []
+    before: dict[int, Tensor] = {}
+
+    class Look(BaseCallback):
+        """Measures updates, in learning rates."""
+
+        def _on_training_start(self) -> None:
+            optimizer = self.model.policy.optimizer
+            own = [p for group in optimizer.param_groups for p in group["params"]]
+            optimizer.register_step_pre_hook(lambda *_: before.update((i, p.clone()) for i, p in enumerate(own)))
+            rate = optimizer.param_groups[0]["lr"]
+            optimizer.register_step_post_hook(
+                lambda *_: moved.append(max(float((p - before[i]).abs().max()) / rate for i, p in enumerate(own)))
+            )
+
+        def _on_step(self) -> bool:
+            return True
+
+    model.learn(500, callback=[callback, Look()])
+    assert callback.course is not None
+    assert int(callback.course.memory["round"]) == 1
+    counts = {int(state["step"]) for state in model.policy.optimizer.state.values()}
+    assert max(counts) < 300  # of more than 400 updates
+    assert max(moved[-max(counts) :][:20]) < 1.5
 
 
 def test_rlx2_changes_targets_and_the_buffer() -> None:
@@ -226,6 +394,13 @@ def test_what_cannot_be_is_refused() -> None:
         )
     with pytest.raises(BudgetError, match="ends before it starts: both are at step 10 of 10"):
         MODELS["dqn"]().learn(10, callback=made("Gradual", start=0.98, end=1.0))
+    with pytest.raises(BudgetError, match=r"critic_sparsity=0\.5, but no matrix that may be pruned is of a critic"):
+        MODELS["dqn"]().learn(50, callback=made("Gradual", critic_sparsity=0.5))
+    fresh = MODELS["ppo"]()
+    with pytest.raises(LearnError, match="RLx2 needs an off-policy algorithm"):
+        fresh.learn(500, callback=made("RLx2"))
+    assert all(bool((p != 0).all()) for n, p in fresh.policy.named_parameters() if "weight" in n)
+    assert not fresh.policy.optimizer._optimizer_step_pre_hooks
     with pytest.raises(BudgetError, match="the last rollout of 64 steps begins at step 64"):
         MODELS["ppo"]().learn(128, callback=made("Gradual", start=0.1, end=0.9))
     still = TD3("MlpPolicy", Follow(True), **{**OFF, "gradient_steps": 0})

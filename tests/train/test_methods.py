@@ -18,7 +18,7 @@ from prunerl.train.methods.movement import Movement
 from prunerl.train.methods.redo import ReDo
 from prunerl.train.methods.rlx2 import RLx2
 from prunerl.train.methods.static import Static
-from prunerl.train.methods.surgery import Surgery, adam
+from prunerl.train.methods.surgery import KEYS, Surgery, adam, remember
 from prunerl.train.networks import Hidden
 
 EVERY = (Gradual, Lottery, Movement, ReDo, RigL, RLx2, SET, Static, Surgery)
@@ -158,12 +158,28 @@ def test_unseen_weights_learn_as_pytorch_s_adam_does() -> None:
     weight = torch.rand(3, 3, generator=generator)
     live = torch.nn.Parameter(weight.clone())
     optimizer = torch.optim.Adam([live], lr=0.01)
-    first, second, count = torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(())
+    first, second, count = (torch.zeros(3, 3) for _ in range(3))
     for _ in range(5):
         live.grad = torch.rand(3, 3, generator=generator)
         optimizer.step()
         adam(weight, first, second, count.add_(1.0), live.grad, 0.01)
     assert torch.allclose(weight, live, atol=1e-6)
+
+
+def test_a_weight_that_is_masked_late_moves_as_one_that_is_masked_early() -> None:
+    gradients = torch.randn(1000, 20, generator=torch.Generator().manual_seed(0))
+    old = {key: torch.zeros(20) for key in KEYS}
+    for gradient in gradients[:900]:
+        adam(old["w"], old["m"], old["v"], old["t"].add_(1.0), gradient, 1e-3)
+    memory = {f"{key}/w": value for key, value in old.items()}
+    going = torch.arange(20) < 10
+    remember(memory, "w", torch.zeros(20), going)
+    new = {key: torch.zeros(20) for key in KEYS}
+    for gradient in gradients[900:]:
+        for found in (old, new):
+            adam(found["w"], found["m"], found["v"], found["t"].add_(1.0), gradient, 1e-3)
+    assert torch.equal(old["w"][going], new["w"][going])
+    assert not torch.equal(old["w"][~going], new["w"][~going])
 
 
 def test_redo_recycles_dormant_units() -> None:

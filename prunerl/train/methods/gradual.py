@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Gradual(Method):
     start: float = 0.2
     end: float = 0.8
     rule: str = "best"
+    ramps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,6 +32,7 @@ class Lottery(Method):
     end: float = 0.8
     every: int = 1
     at_once: ClassVar[bool] = True
+    ramps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

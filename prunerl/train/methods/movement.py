@@ -24,6 +24,7 @@ class Movement(Method):
     start: float = 0.2
     end: float = 0.8
     needs: ClassVar[frozenset[str]] = frozenset({"updates"})
+    ramps: ClassVar[bool] = True
 
     def watch(self, sight: Sight, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Add one update's scores."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +14,8 @@ from prunerl.errors import BudgetError
 from prunerl.train.method import Change, Method, Sight, cubic, ranked
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+KEYS = "wmvt"
+"""Of a masked weight: its value, its two moments, and the updates that it has had unseen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Surgery(Method):
     low: float = 0.9
     high: float = 1.1
     needs: ClassVar[frozenset[str]] = frozenset({"updates"})
+    ramps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,9 +48,8 @@ class Surgery(Method):
     def watch(self, sight: Sight, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Train the masked weights, which the network does not see."""
         for name, gradient in gradients.items():
-            unseen = {key: sight.memory.setdefault(f"{key}/{name}", torch.zeros_like(gradient)) for key in "wmv"}
-            count = sight.memory.setdefault(f"t/{name}", torch.zeros(()))
-            adam(unseen["w"], unseen["m"], unseen["v"], count.add_(1.0), gradient, rate)
+            unseen = {key: sight.memory.setdefault(f"{key}/{name}", torch.zeros_like(gradient)) for key in KEYS}
+            adam(unseen["w"], unseen["m"], unseen["v"], unseen["t"].add_(1.0), gradient, rate)
 
     def change(self, sight: Sight) -> Change:
         """Prune and splice."""
@@ -70,8 +73,8 @@ def hysteresis(weight: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
 
 
 def remember(memory: dict[str, Tensor], name: str, weight: Tensor, going: Tensor) -> None:
-    """Keep the values of weights that are masked now; their moments begin at zero."""
-    for key in "wmv":
+    """Keep the values of weights that are masked now; their moments and counts begin at zero."""
+    for key in KEYS:
         if f"{key}/{name}" in memory:
             kept = memory[f"{key}/{name}"]
             kept[going.to(kept.device)] = weight[going].to(kept) if key == "w" else 0.0
@@ -80,10 +83,14 @@ def remember(memory: dict[str, Tensor], name: str, weight: Tensor, going: Tensor
 def adam(weight: Tensor, first: Tensor, second: Tensor, count: Tensor, gradient: Tensor, rate: float) -> None:
     """Update a weight and its moments in place.
 
+    Args:
+        weight, first, second, gradient: Equal shapes.
+        count: Updates of each entry with this one, the same shape.
+        rate: The learning rate.
+
     Reference: Kingma & Ba 2015, algorithm 1.
     """
     first.lerp_(gradient, 1.0 - BETAS[0])
     second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
-    updates = float(count)
-    scale = (second / (1.0 - BETAS[1] ** updates)).sqrt_().add_(EPSILON)
-    weight.addcdiv_(first, scale, value=-rate / (1.0 - BETAS[0] ** updates))
+    left, right = (torch.expm1(count * math.log(beta)).neg_() for beta in BETAS)  # 1 − β^t, exact for small t
+    weight.addcdiv_(first / left, (second / right).sqrt_().add_(EPSILON), value=-rate)
