@@ -13,15 +13,21 @@ import pickle
 import random
 import re
 import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.utils import EzPickle
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from prunerl.errors import BudgetError, RunError
 from prunerl.files import new_folder, write_atomically
@@ -35,6 +41,10 @@ class Checkpoint(BaseCallback):
 
     A checkpoint is a folder that appears whole or not at all: the model's zip, its replay buffer, and the states of the
     callback, of the environments and of all random numbers. Only the newest is kept.
+
+    Some environments pickle how they were made, and not their state (Box2D's, and others that are ``EzPickle``). Of
+    these a resumed run begins new episodes, and so does not end at the same bits; a warning says so when training
+    starts. MuJoCo's are saved with their simulations.
 
     Args:
         folder: Where they are; it holds nothing else.
@@ -66,6 +76,15 @@ class Checkpoint(BaseCallback):
                 f"{self.folder} holds checkpoints of another run. Go on with it (resume, --resume), or choose "
                 "another folder."
             )
+        if self.live is None:
+            _bytes(self.model.env)
+            lost = sorted({type(env.unwrapped).__name__ for env in _stateless(self.model.env)})
+            if lost:
+                warnings.warn(
+                    f"{', '.join(lost)} cannot be saved in the middle of an episode. A resumed run will begin new "
+                    "episodes, and so not end at the same bits.",
+                    stacklevel=2,
+                )
         if self.model.num_timesteps == 0:
             self.next = self.every
         self.callback.on_training_start(self.locals, self.globals)
@@ -161,12 +180,19 @@ def resume(folder: str | Path, *, tensorboard_log: str | None = None) -> Resumed
         if (path / BUFFER).is_file():
             model.replay_buffer = pickle.loads((path / BUFFER).read_bytes())
         callback = Checkpoint(folder, pickle.loads(state["callback"]), every=state["every"])
-    except (OSError, ValueError, KeyError, EOFError, ImportError, AttributeError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         raise RunError(f"{path} cannot be read ({error}). Remove that folder and go on from an older one.") from error
     callback.next, callback.n_calls, callback.live = state["next"], state["n_calls"], live
     if tensorboard_log is not None:
         model.tensorboard_log = tensorboard_log
     return Resumed(model, callback, about["total"])
+
+
+_DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, ImportError, AttributeError, AssertionError, RuntimeError, IndexError,
+    TypeError, zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
+"""What reading half a file may raise."""
 
 
 def newest(folder: Path) -> Path | None:
@@ -195,6 +221,8 @@ def _live(model: Any) -> dict[str, Any]:
 def _restore(model: Any, live: dict[str, Any]) -> None:
     model._last_obs, model._last_original_obs = live["last_obs"], live["original_obs"]
     model._last_episode_starts, model._current_progress_remaining = live["starts"], live["progress"]
+    if any(True for _ in _stateless(model.env)):
+        _begin_episodes(model)
     model.action_space = live["action_space"]
     for place, drawn in live["noise"].items():
         vars(_part(model, place).action_dist).update(drawn)
@@ -224,13 +252,62 @@ def _part(model: Any, place: str) -> Any:
     return model.policy if place == "policy" else getattr(model.policy, "actor", None)
 
 
+def _stateless(env: Any) -> Iterator[gym.Env[Any, Any]]:
+    """Yield the environments whose pickles do not hold the state of an episode."""
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    for one in env.envs if isinstance(env, DummyVecEnv) else ():
+        if _forgets(one.unwrapped) and not _simulates(one.unwrapped):
+            yield one
+
+
+def _begin_episodes(model: Any) -> None:
+    """Begin all episodes anew: those that were under way are gone."""
+    model._last_obs = model.env.reset()
+    normalized = model.get_vec_normalize_env()
+    if normalized is not None and model._last_original_obs is not None:
+        model._last_original_obs = normalized.get_original_obs()
+    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles ``VecNormalize`` together with what it wraps, which it leaves out on its own."""
+    """Pickles ``VecNormalize`` together with what it wraps, and environments that leave their state out with it."""
 
     def reducer_override(self, obj: Any) -> Any:
+        if _forgets(obj):
+            simulated = _simulates(obj)
+            kept = {n: v for n, v in vars(obj).items() if n not in _REMADE} if simulated else {}
+            drawn = {n: v for n, v in vars(obj).items() if n in ("_np_random", "_np_random_seed")}
+            return _simulation, (type(obj), obj.__getstate__(), {**kept, **drawn}, obj.data if simulated else None)
         if isinstance(obj, VecNormalize):
             return _normalized, (type(obj), obj.__getstate__(), obj.venv, obj.returns)
         return super().reducer_override(obj)
+
+
+_REMADE = ("model", "data", "mujoco_renderer")
+"""Attributes of an environment of MuJoCo that its constructor makes, and whose contents are copied or not needed."""
+
+
+def _forgets(env: Any) -> bool:
+    """Say whether an environment's own pickle is how it was made, and not its state."""
+    return isinstance(env, gym.Env) and isinstance(env, EzPickle)
+
+
+def _simulates(env: Any) -> bool:
+    """Say whether an environment holds a simulation of MuJoCo."""
+    mujoco = sys.modules.get("mujoco")
+    return mujoco is not None and isinstance(getattr(env, "data", None), mujoco.MjData)
+
+
+def _simulation(kind: Any, arguments: dict[str, Any], kept: dict[str, Any], data: Any) -> Any:
+    made = kind.__new__(kind)
+    made.__setstate__(arguments)
+    if data is not None:
+        import mujoco  # type: ignore[import-untyped]
+
+        mujoco.mj_copyData(made.data, made.model, data)
+    vars(made).update(kept)
+    return made
 
 
 def _normalized(kind: type[VecNormalize], state: dict[str, Any], venv: VecEnv, returns: Any) -> VecNormalize:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,18 @@ def test_only_the_newest_is_kept_and_another_run_is_not_mixed_in(tmp_path: Path)
         train.resume(tmp_path)
 
 
+def test_half_a_file_says_which_checkpoint_is_damaged(tmp_path: Path) -> None:
+    MODELS["dqn"]().learn(250, callback=train.Checkpoint(tmp_path, train.Gradual(sparsity=0.8), every=100))
+    for file in (tmp_path / "step_000000000200").iterdir():
+        whole = file.read_bytes()
+        for part in (b"", whole[: len(whole) // 2]):
+            file.write_bytes(part)
+            with pytest.raises(RunError, match="step_000000000200 cannot be read"):
+                train.resume(tmp_path)
+        file.write_bytes(whole)
+    train.resume(tmp_path)
+
+
 class Unpicklable(Follow):
     """Holds what no pickle can."""
 
@@ -144,4 +157,35 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", env, n_steps=32, batch_size=32)
     with pytest.raises(RunError, match="Environments must be picklable"):
         model.learn(128, callback=train.Checkpoint(tmp_path / "run", train.Static(sparsity=0.5), every=32))
-    assert not any((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()  # refused before the first step
+
+
+def held_at_500(env: str, folder: Path) -> Any:
+    """Train a small model for 500 steps with checkpoints."""
+    model = PPO("MlpPolicy", env, n_steps=100, batch_size=50, n_epochs=1, seed=0, policy_kwargs={"net_arch": [16]})
+    model.learn(500, callback=train.Checkpoint(folder, train.Static(sparsity=0.5), every=250))
+    return model
+
+
+@pytest.mark.parametrize("env", ["Hopper-v5", "Ant-v5"])
+def test_a_simulation_of_mujoco_goes_on_in_the_middle_of_an_episode(env: str, tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    model = held_at_500(env, tmp_path)
+    resumed = train.resume(tmp_path)
+    assert resumed.model.num_timesteps == 300
+    resumed.learn()
+    assert_equal(everything(model, {}), everything(resumed.model, {}))
+
+
+def test_what_cannot_be_saved_within_an_episode_begins_new_ones_and_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("Box2D")
+    with pytest.warns(UserWarning, match="LunarLander cannot be saved in the middle of an episode"):
+        held_at_500("LunarLander-v3", tmp_path)
+    found = []
+    for folder in ("a", "b"):
+        shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}_{folder}"))
+        resumed = train.resume(tmp_path.with_name(f"{tmp_path.name}_{folder}"))
+        resumed.learn()
+        assert resumed.model.num_timesteps == 500
+        found.append(everything(resumed.model, resumed.callback.callback.masks))
+    assert_equal(*found)
