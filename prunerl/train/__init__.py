@@ -14,9 +14,9 @@ from prunerl.train.method import Change as Change
 from prunerl.train.method import Method as Method
 from prunerl.train.method import Sight as Sight
 from prunerl.train.methods import evolve, gradual, lottery, movement, redo, rlx2, static, surgery
-from prunerl.train.shrink import Reached as Reached
 from prunerl.train.shrink import Shrink as Shrink
 from prunerl.train.shrink_adaptive import AdaptiveShrink as AdaptiveShrink
+from prunerl.train.shrink_schedule import Reached as Reached
 
 Gradual = runs(gradual.Gradual)
 Lottery = runs(lottery.Lottery)

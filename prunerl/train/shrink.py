@@ -6,57 +6,27 @@ width, training takes f + (1 − f)·c of the time of the dense one; see :func:`
 
 from __future__ import annotations
 
-import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from prunerl import criteria
-from prunerl.errors import BudgetError, LearnError
+from prunerl.errors import LearnError
 from prunerl.repair.least_squares import RIDGE
 from prunerl.train.shrink_cut import Criterion, Cut
-from prunerl.train.shrink_live import Live, Resized, Widths, everywhere
-
-Layers = int | Sequence[int]
-"""Width of each hidden layer; one number is that of all."""
-Point = float | Callable[[Any], bool]
-"""A share of the training, or what tells of the live model whether it is time."""
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Tell whether a model's last training episodes returned so much on average.
-
-    Attributes:
-        returned: Mean return, as Stable-Baselines3's ``Monitor`` reports it.
-        episodes: Over so many episodes, which must have ended; at most the ``stats_window_size`` of the model, 100 by
-            default.
-
-    Raises:
-        BudgetError: The number of episodes is below 1, or, when a model is looked at, more than it keeps.
-    """
-
-    returned: float
-    episodes: int = 20
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise BudgetError(f"A mean of returns got episodes={self.episodes}. Set 1 or more.")
-
-    def __call__(self, model: Any) -> bool:
-        """Look at the last episodes."""
-        known = model.ep_info_buffer
-        if known.maxlen is not None and known.maxlen < self.episodes:
-            raise BudgetError(
-                f"The model keeps its last {known.maxlen} returns, and the mean of {self.episodes} is asked for. "
-                f"Set episodes to {known.maxlen} or less, or make the model with stats_window_size={self.episodes}."
-            )
-        if len(known) < self.episodes:
-            return False
-        last = [known[-1 - i]["r"] for i in range(self.episodes)]
-        return bool(sum(last) >= self.returned * self.episodes)
+from prunerl.train.shrink_live import Live, Resized, everywhere
+from prunerl.train.shrink_schedule import (
+    Layers,
+    Point,
+    check_depth,
+    check_time,
+    check_widths,
+    checked,
+    points_of,
+    widths_of,
+)
 
 
 class Shrink(BaseCallback):
@@ -91,7 +61,8 @@ class Shrink(BaseCallback):
         verbose: 1: say what was removed.
 
     Raises:
-        BudgetError: The points do not rise within (0, 1), widths do not fit them, or another amount is out of range.
+        BudgetError: The points do not rise within (0, 1), widths do not fit them or rise, or another amount is out of
+            range. In ``learn()``: no rollout begins after a point, or no update is made before the training ends.
 
     >>> Shrink(at=(0.2, 0.4), width=(64, 16)).points
     (0.2, 0.4)
@@ -113,11 +84,11 @@ class Shrink(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        self.points = _points(at)
+        self.points = points_of(at)
         several = isinstance(at, Sequence)
-        self.targets = _targets("width", width, len(self.points), several)
+        self.targets = widths_of("width", width, len(self.points), several)
         critics = width if critic_width is None else critic_width
-        self.critic_targets = _targets("critic_width", critics, len(self.points), several)
+        self.critic_targets = widths_of("critic_width", critics, len(self.points), several)
         checked("depth", 1 if depth is None else depth, 1)
         self.depth = depth
         checked("ridge", ridge, 1e-12)
@@ -142,6 +113,7 @@ class Shrink(BaseCallback):
 
     def _on_training_start(self) -> None:
         anew = self.num_timesteps == 0
+        self._live().check_free()
         if anew:
             self.done = 0
         elif self.done == 0:
@@ -149,9 +121,11 @@ class Shrink(BaseCallback):
         if anew and self.changes:
             return  # an earlier run of this callback narrowed the model itself
         if self.done < len(self.points):
-            _check_depth(self._live(), self.depth)
+            check_depth(self._live(), self.depth)
         for i in range(self.done, len(self.points)):
-            _check_targets(self._live(), self._wanted(i), self.depth)
+            check_widths(self._live(), self._wanted(i), self.depth)
+        if self.done < len(self.points):
+            check_time(self._live(), self.points[-1])
 
     def _on_rollout_end(self) -> None:
         live = self._live()
@@ -174,6 +148,15 @@ class Shrink(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_end(self) -> None:
+        late = [at for at in self.points[self.done :] if not callable(at) and progress(self) >= at]
+        if late:
+            warnings.warn(
+                f"Nothing was removed at {', '.join(f'{at:g}' for at in late)} of training: no rollout began after "
+                "that, or no update came before. Choose an earlier point, or shorter rollouts.",
+                stacklevel=2,
+            )
 
     def _live(self) -> Live:
         assert self.live is not None  # set before training starts
@@ -242,63 +225,3 @@ def tell(callback: BaseCallback, change: Resized) -> None:
     if callback.verbose:
         layers = ", ".join(f"{name} {'-'.join(map(str, units))}" for name, units in change.widths.items())
         print(f"step {change.step}: {layers}; {change.parameters:,} parameters; {change.seconds:.2f} s")
-
-
-def checked(name: str, value: float, least: float) -> None:
-    """Check an amount.
-
-    Raises:
-        BudgetError: It is below ``least``.
-    """
-    if not value >= least:
-        raise BudgetError(f"Shrinking got {name}={value}. Set it to {least} or more.")
-
-
-def _points(at: Point | Sequence[float]) -> tuple[Point, ...]:
-    if callable(at):
-        return (at,)
-    points = (float(at),) if isinstance(at, int | float) else tuple(float(p) for p in at)
-    rising = all(a < b for a, b in itertools.pairwise(points))
-    if not points or not rising or not all(0.0 < p < 1.0 for p in points):
-        raise BudgetError(
-            f"The schedule ends before it starts, or lies outside of the training: at={at}. "
-            "Give rising shares of the training, each above 0 and below 1."
-        )
-    return points
-
-
-def _targets(name: str, width: Layers | Sequence[Layers], points: int, several: bool) -> list[Layers]:
-    entries: list[Layers] = list(width) if several and not isinstance(width, int) else [width]  # type: ignore[list-item]
-    if len(entries) != points:
-        raise BudgetError(f"There are {points} points and {name}={width}. Give one width for each point.")
-    if any(units < 1 for entry in entries for units in ((entry,) if isinstance(entry, int) else entry)):
-        raise BudgetError(f"A layer cannot be without units: {name}={width}. Keep 1 unit or more.")
-    return entries
-
-
-def _check_targets(live: Live, targets: Widths, depth: int | None) -> None:
-    """Check that a target fits the layers as they are now, and leaves something to do.
-
-    Without ``depth`` it has an entry for each of them; with it, for each that is left.
-    """
-    whole = live.widths()
-    present = {name: layers[: depth or None] for name, layers in whole.items()}
-    for name, wanted in targets.items():
-        if len(wanted) != len(present[name]):
-            raise BudgetError(
-                f"Network {name!r} has hidden layers of {present[name]} units, got widths {wanted}. "
-                f"Give one number, or {len(present[name])}."
-            )
-        if any(w > p for w, p in zip(wanted, present[name], strict=True)):
-            raise BudgetError(
-                f"Network {name!r} has hidden layers of {present[name]} units and cannot shrink to {wanted}. "
-                "Set no width above the present one; give one for each layer where they differ."
-            )
-    if all(targets[name] == whole[name] for name in targets):
-        raise BudgetError(f"There is nothing to shrink: the hidden layers have {present} units already. Set less.")
-
-
-def _check_depth(live: Live, depth: int | None) -> None:
-    most = max(len(network.hidden) for network in live.networks)
-    if depth is not None and depth > most:
-        raise BudgetError(f"The networks have {most} hidden layers or fewer, got depth={depth}. Set 1 to {most}.")

@@ -13,9 +13,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from prunerl import criteria
 from prunerl.errors import BudgetError, LearnError
 from prunerl.repair.least_squares import RIDGE
-from prunerl.train.shrink import bound, checked, progress, stored, tell
+from prunerl.train.shrink import bound, stored, tell
 from prunerl.train.shrink_cut import Criterion, Cut
 from prunerl.train.shrink_live import Live, Resized
+from prunerl.train.shrink_schedule import checked
 
 WINDOW = 100
 """Episodes over which the return is averaged, at most."""
@@ -28,7 +29,7 @@ class AdaptiveShrink(BaseCallback):
     them. It has fallen when it is below the best one so far by more than ``tolerance`` of the range from the lowest to
     the best, so returns may be negative. Then the layers grow back to the widths before: new units are read by zeros,
     which changes no output, and learn from there. From then on steps are half as large, on a logarithmic scale, and
-    no width that has failed is tried again.
+    no width that has failed is tried again. A second ``learn`` goes on, at the pace of the first.
 
     Args:
         start: Share of the training before which nothing is removed, in [0, 1).
@@ -90,7 +91,9 @@ class AdaptiveShrink(BaseCallback):
         self.leaves = self.step
         self.wider: list[dict[str, tuple[int, ...]]] = []  # widths that held, the last one is the present one's parent
         self.failed: dict[str, tuple[int, ...]] = {}
-        self.changed_at = 0.0
+        self.first: float | None = None  # steps of the environment from which on units may go
+        self.pause = 0.0  # steps from one change to the next
+        self.changed_at = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return stored(vars(self), self.live)
@@ -105,6 +108,11 @@ class AdaptiveShrink(BaseCallback):
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0:
             self.reset()
+        if self.first is None:
+            self.changed_at = self.model.num_timesteps
+            steps = self.model._total_timesteps - self.changed_at
+            self.first, self.pause = self.changed_at + self.start * steps, self.every * steps
+        self._live().check_free()
         if not self.changes and all(u <= self.least for layers in self._live().widths().values() for u in layers):
             raise BudgetError(f"No hidden layer has more than {self.least} units: nothing to shrink. Lower least.")
 
@@ -125,8 +133,8 @@ class AdaptiveShrink(BaseCallback):
         self._live().record()
 
     def _on_rollout_start(self) -> None:
-        live, now = self._live(), progress(self)
-        due = now >= self.start and now - self.changed_at >= self.every
+        live, now = self._live(), self.model.num_timesteps
+        due = self.first is not None and now >= self.first and now - self.changed_at >= self.pause
         if not due or self.seen < self.episodes or not live.ready():
             return
         smoothed = fmean(self.returns)
@@ -158,7 +166,7 @@ class AdaptiveShrink(BaseCallback):
     def _after(self, change: Resized) -> None:
         self.changes.append(change)
         self.returns.clear()
-        self.seen, self.changed_at = 0, progress(self)
+        self.seen, self.changed_at = 0, self.model.num_timesteps
         tell(self, change)
 
     def _live(self) -> Live:

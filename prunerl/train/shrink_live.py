@@ -16,9 +16,11 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
+from prunerl import masks
 from prunerl.errors import LearnError
 from prunerl.trace import EXAMPLES, Trace, trace
 from prunerl.train import shrink_networks
+from prunerl.train.course import courses
 from prunerl.train.grow import grown
 from prunerl.train.shrink_cut import Cut, difference, imitating, narrowed, outputs
 from prunerl.train.shrink_depth import Shallow, forget, shallow
@@ -110,6 +112,19 @@ class Live:
         buffer, starts = self.model.replay_buffer, getattr(self.model, "learning_starts", 0)
         return bool(self.model.num_timesteps > starts and buffer.size() > EXAMPLES)
 
+    def check_free(self) -> None:
+        """Check that no weight is masked.
+
+        Raises:
+            LearnError: A callback keeps masks of the present shapes.
+        """
+        if any(courses(optimizer) for optimizer in masks.optimizers_of(self.model.policy)):
+            raise LearnError(
+                "Weights of this model are masked, and masks do not change their shapes with the layers. Give learn() "
+                "either what masks weights or what shrinks; to shrink a masked model, save it and load it anew, which "
+                "lets the masks go."
+            )
+
     def shrink(self, targets: Widths) -> Resized:
         """Remove units so that each network has the widths that ``targets`` says, and repair what that loses.
 
@@ -117,9 +132,10 @@ class Live:
         disturbed otherwise: random streams, buffers, schedules and the entropy coefficient stay.
 
         Raises:
-            LearnError: No state was visited yet, or a layer cannot go.
+            LearnError: No state was visited yet, a layer cannot go, or weights are masked.
             BudgetError: A target is not between 1 and the present width.
         """
+        self.check_free()
         begun, differences = time.process_time(), {}
         policy = self.model.policy
         with _own_random_streams(), torch.no_grad(), _evaluating(policy):
@@ -158,7 +174,9 @@ class Live:
 
         Raises:
             BudgetError: A target is below the present width.
+            LearnError: Weights are masked.
         """
+        self.check_free()
         begun, policy = time.process_time(), self.model.policy
         states = {n.name: shrink_networks.read(policy, n) for n in self.networks}
         changed = {n.name: grown(n, states[n.name], targets[n.name], generator=self.generator) for n in self.networks}

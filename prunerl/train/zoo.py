@@ -122,7 +122,7 @@ def _value(file: Path, name: str, value: Any) -> Any:
 
         return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
     try:
-        if name in ("policy_kwargs", "normalize", "env_kwargs"):
+        if name == "normalize" or name.endswith("_kwargs") or (name == "train_freq" and "(" in value):
             return evaluated(ast.parse(value.strip(), mode="eval").body)
         return float(value) if name not in ("policy", "noise_type", "device") and value != "auto" else value
     except (ValueError, SyntaxError) as error:

@@ -13,8 +13,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from prunerl.errors import BudgetError, LearnError
+from prunerl.train import Static
 from prunerl.train.shrink import Shrink, time_ratio
 
 
@@ -43,6 +45,39 @@ def test_an_off_policy_change_waits_for_learning_to_start() -> None:
     callback = Shrink(at=0.1, width=8)
     model.learn(STEPS, callback=callback)
     assert [change.step for change in callback.changes] == [44]  # the first rollout of four steps after step 40
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "options", "message"),
+    [
+        ("ppo", 64, {"at": 0.9}, "at step 58, but the last rollout of 32 steps begins at step 32"),
+        ("ppo", 32, {"at": 0.2}, "the first has to end before"),
+        ("dqn", 40, {"at": 0.2}, "ends at step 40, before learning starts at step 40"),
+    ],
+)
+def test_a_point_that_no_rollout_follows_is_refused(name: str, steps: int, options: Any, message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        made(name).learn(steps, callback=Shrink(width=8, **options))
+
+
+def test_a_point_that_was_not_reached_in_time_is_told_of() -> None:
+    model = made("td3")
+    model.train_freq = TrainFreq(1, TrainFrequencyUnit.EPISODE)  # 200 steps
+    with pytest.warns(UserWarning, match=r"Nothing was removed at 0\.5 of training"):
+        model.learn(190, callback=Shrink(at=0.5, width=8))
+
+
+def test_a_masked_model_is_left_as_it_is() -> None:
+    model = made("dqn")
+    model.learn(STEPS, callback=Static(sparsity=0.5))
+    before = arch(model)
+    with pytest.raises(LearnError, match="save it and load it anew"):
+        model.learn(STEPS, callback=Shrink(at=0.6, width=8))
+    for both in ([Static(sparsity=0.5), Shrink(at=0.6, width=8)], [Shrink(at=0.6, width=8), Static(sparsity=0.5)]):
+        model = made("dqn")
+        with pytest.raises(LearnError, match="Weights of this model are masked"):
+            model.learn(STEPS, callback=both)
+        assert arch(model) == before == WIDE
 
 
 def test_equal_seeds_give_equal_results() -> None:
@@ -97,6 +132,9 @@ def test_widths_parameters_and_time_are_logged(tmp_path: Path) -> None:
         ({"at": 1.5}, "ends before it starts, or lies outside"),
         ({"at": (0.2, 0.5), "width": (8,)}, "one width for each point"),
         ({"at": (0.2, 0.5), "width": 8}, "one width for each point"),
+        ({"at": (0.2, 0.5), "width": (16, 32)}, "cannot grow at a later point"),
+        ({"at": (0.2, 0.5), "width": ((16, 8), (8, 9))}, "cannot grow at a later point"),
+        ({"at": (0.2, 0.5), "width": (8, (8, 9))}, "cannot grow at a later point"),
         ({"width": 0}, "cannot be without units"),
         ({"states": 1}, "states=1"),
         ({"distill": -1}, "distill=-1"),

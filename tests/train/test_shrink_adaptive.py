@@ -86,9 +86,13 @@ def test_a_network_that_is_small_already_and_an_env_without_returns_are_refused(
 
 
 def test_a_second_learn_goes_on_and_another_model_is_refused() -> None:
-    model, callback = trained(lambda step: -500.0, least=8)
-    changes = list(callback.changes)
-    model.learn(100, callback=callback, reset_num_timesteps=False)
-    assert callback.changes[: len(changes)] == changes
+    callback = AdaptiveShrink(0.1, 0.3, episodes=5, least=2)  # steps 60 and 180 of the first call
+    policy = {"net_arch": [32, 16]}
+    model = PPO("MlpPolicy", Scripted(lambda step: -500.0), n_steps=20, batch_size=20, n_epochs=1, policy_kwargs=policy)
+    model.learn(600, callback=callback)
+    assert [change.step for change in callback.changes] == [180, 360, 540]
+    model.learn(400, callback=callback, reset_num_timesteps=False)
+    assert [change.step for change in callback.changes] == [180, 360, 540, 720]
+    assert callback.changes[-1].widths["pi"] == (2, 2)
     with pytest.raises(LearnError, match="another model"):
         PPO("MlpPolicy", Scripted(lambda step: 0.0), n_steps=20, batch_size=20).learn(40, callback=callback)

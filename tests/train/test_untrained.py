@@ -52,6 +52,17 @@ def test_hyperparameters_are_those_of_the_file(file: Path) -> None:
     assert model.action_noise._sigma.tolist() == [0.1]
 
 
+def test_texts_that_stand_for_values_are_read(file: Path) -> None:
+    file.write_text(
+        'train_freq: "(1, \'episode\')"\nreplay_buffer_kwargs: "dict(handle_timeout_termination=False)"\n'
+        "optimize_memory_usage: true\nbuffer_size: 100\n"
+    )
+    model, _ = untrained("td3", "Pendulum-v1", file=file)
+    assert (model.train_freq.frequency, model.train_freq.unit.value) == (1, "episode")
+    assert model.replay_buffer.optimize_memory_usage
+    assert not model.replay_buffer.handle_timeout_termination
+
+
 def test_what_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(NameUnknownError, match=r"Unknown algorithm 'dqm'\. Did you mean 'dqn'"):
         untrained("dqm", "CartPole-v1")
@@ -147,6 +158,12 @@ def test_settings_of_another_method_are_refused(tmp_path: Path, capsys: pytest.C
         (["--method", "gradual", "--start", "0.8", "--end", "0.2"], "starts at 0.8 and ends at 0.2"),
         (["--method", "gradual", "--sparsity", "0.99999"], "Lower the sparsity or choose another distribution"),
         (["--method", "shrink", "--width", "512"], "cannot shrink to (512, 512)"),
+        (["--algo", "ppo", "--method", "gradual", "--steps", "10000", "--critic-sparsity", "1"], "critic_sparsity=1.0"),
+        (["--algo", "dqn", "--env", "CartPole-v1", "--method", "set", "--critic-sparsity", "0.5"], "of a critic"),
+        (
+            ["--algo", "dqn", "--env", "CartPole-v1", "--method", "shrink", "--critic-sparsity", "0.5"],
+            "There is no critic network, so --critic-sparsity is not used",
+        ),
         (["--algo", "ars", "--method", "gradual"], "ARS does not train its policy with an optimizer"),
         (["--algo", "ars", "--method", "shrink"], "ARS has no optimizer"),
     ):
