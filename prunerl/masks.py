@@ -162,6 +162,12 @@ def hold(optimizer: Optimizer, parameters: Mapping[str, Tensor], masks: Masks) -
     return Held((before, optimizer.register_step_post_hook(keeper.after)), ((optimizer, keeper),))
 
 
+def is_held(optimizer: Optimizer) -> bool:
+    """Say whether masks are held in an optimizer."""
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), _Keeper) for hook in hooks)
+
+
 def apply(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
     """Return the tensors with masked entries set to zero."""
     return {name: tensor * masks[name] if name in masks else tensor for name, tensor in tensors.items()}

@@ -12,7 +12,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from prunerl.errors import BudgetError, LearnError
 from prunerl.train import buffer, networks
-from prunerl.train.course import Course, Span
+from prunerl.train.course import LET_GO, Course, Span
 from prunerl.train.method import Method
 from prunerl.train.methods.rlx2 import RLx2
 from prunerl.types import Masks
@@ -99,7 +99,7 @@ class Sparse(BaseCallback):
 
     def _on_training_end(self) -> None:
         # Masks that only move would do so for nothing now; those of a sparsity that rises must get there.
-        if self.course is None or not self.method.ramps:
+        if self.span is None or not self.method.ramps or self.model.num_timesteps < self.span.last:
             return
         before = self.masks
         self._at(last=True)
@@ -115,10 +115,7 @@ class Sparse(BaseCallback):
         if self.course is None:
             return
         if self.course.held is None:
-            raise LearnError(
-                "The masks of this callback were let go: another callback on the same model, or end(), came after it. "
-                "Give learn() one callback that masks weights, and make a new one to mask them again."
-            )
+            raise LearnError(LET_GO)
         step = self.model.num_timesteps
         self._record(self.course.at(step, last=last))
         if isinstance(self.method, RLx2) and self.span is not None:

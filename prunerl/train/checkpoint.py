@@ -26,8 +26,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import EzPickle
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from prunerl.errors import BudgetError, RunError
 from prunerl.files import new_folder, write_atomically
@@ -78,7 +79,7 @@ class Checkpoint(BaseCallback):
             )
         if self.live is None:
             _bytes(self.model.env)
-            lost = sorted({type(env.unwrapped).__name__ for env in _stateless(self.model.env)})
+            lost = sorted({type(env).__name__ for env in _stateless(self.model.env)})
             if lost:
                 warnings.warn(
                     f"{', '.join(lost)} cannot be saved in the middle of an episode. A resumed run will begin new "
@@ -179,9 +180,14 @@ def resume(folder: str | Path, *, tensorboard_log: str | None = None) -> Resumed
         model = kind.load(path / MODEL, env=live["env"], force_reset=False)
         if (path / BUFFER).is_file():
             model.replay_buffer = pickle.loads((path / BUFFER).read_bytes())
+            if isinstance(model.replay_buffer, HerReplayBuffer):
+                model.replay_buffer.set_env(model.env)
         callback = Checkpoint(folder, pickle.loads(state["callback"]), every=state["every"])
     except _DAMAGED as error:
-        raise RunError(f"{path} cannot be read ({error}). Remove that folder and go on from an older one.") from error
+        raise RunError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Read it on the same device and with the same "
+            "versions as it was made; if it is damaged, begin anew in another folder."
+        ) from error
     callback.next, callback.n_calls, callback.live = state["next"], state["n_calls"], live
     if tensorboard_log is not None:
         model.tensorboard_log = tensorboard_log
@@ -253,61 +259,83 @@ def _part(model: Any, place: str) -> Any:
 
 
 def _stateless(env: Any) -> Iterator[gym.Env[Any, Any]]:
-    """Yield the environments whose pickles do not hold the state of an episode."""
+    """Yield the environments, and wrappers of them, whose pickles do not hold the state of an episode."""
+    for one in vars(_innermost(env)).get("envs", ()):
+        layer = one
+        while isinstance(layer, gym.Wrapper):
+            if _forgets(layer):
+                yield layer
+            layer = layer.env
+        if _forgets(layer) and not _simulates(layer):
+            yield layer
+
+
+def _innermost(env: Any) -> Any:
     while isinstance(env, VecEnvWrapper):
         env = env.venv
-    for one in env.envs if isinstance(env, DummyVecEnv) else ():
-        if _forgets(one.unwrapped) and not _simulates(one.unwrapped):
-            yield one
+    return env
 
 
 def _begin_episodes(model: Any) -> None:
     """Begin all episodes anew: those that were under way are gone."""
+    inner = _innermost(model.env)
+    inner._reset_seeds()  # load() has set the seed again, which would repeat the first episodes
+    inner._reset_options()
     model._last_obs = model.env.reset()
     normalized = model.get_vec_normalize_env()
     if normalized is not None and model._last_original_obs is not None:
         model._last_original_obs = normalized.get_original_obs()
     model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
+    if getattr(model, "action_noise", None) is not None:
+        model.action_noise.reset()
+    buffer = getattr(model, "replay_buffer", None)
+    if isinstance(buffer, HerReplayBuffer):
+        buffer.truncate_last_trajectory()
+    elif buffer is not None and buffer.size():
+        # No target may reach from an episode that was cut off into the next one.
+        ends = buffer.dones if buffer.optimize_memory_usage else buffer.timeouts
+        ends[(buffer.pos - 1) % buffer.buffer_size] = True
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles ``VecNormalize`` together with what it wraps, and environments that leave their state out with it."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if _forgets(obj):
-            simulated = _simulates(obj)
-            kept = {n: v for n, v in vars(obj).items() if n not in _REMADE} if simulated else {}
-            drawn = {n: v for n, v in vars(obj).items() if n in ("_np_random", "_np_random_seed")}
-            return _simulation, (type(obj), obj.__getstate__(), {**kept, **drawn}, obj.data if simulated else None)
+        if _forgets(obj) and not isinstance(obj, gym.Wrapper):
+            known = vars(obj).items()
+            if _simulates(obj):
+                kept = {name: value for name, value in known if name != "mujoco_renderer"}
+            else:
+                kept = {name: value for name, value in known if name in ("_np_random", "_np_random_seed")}
+            return _blank, (type(obj),), (obj.__getstate__(), kept), None, None, _remake
         if isinstance(obj, VecNormalize):
             return _normalized, (type(obj), obj.__getstate__(), obj.venv, obj.returns)
         return super().reducer_override(obj)
 
 
-_REMADE = ("model", "data", "mujoco_renderer")
-"""Attributes of an environment of MuJoCo that its constructor makes, and whose contents are copied or not needed."""
-
-
 def _forgets(env: Any) -> bool:
     """Say whether an environment's own pickle is how it was made, and not its state."""
-    return isinstance(env, gym.Env) and isinstance(env, EzPickle)
+    return isinstance(env, gym.Env) and getattr(type(env), "__getstate__", None) is EzPickle.__getstate__
 
 
 def _simulates(env: Any) -> bool:
     """Say whether an environment holds a simulation of MuJoCo."""
     mujoco = sys.modules.get("mujoco")
-    return mujoco is not None and isinstance(getattr(env, "data", None), mujoco.MjData)
+    return mujoco is not None and isinstance(vars(env).get("data"), mujoco.MjData)
 
 
-def _simulation(kind: Any, arguments: dict[str, Any], kept: dict[str, Any], data: Any) -> Any:
-    made = kind.__new__(kind)
-    made.__setstate__(arguments)
-    if data is not None:
-        import mujoco  # type: ignore[import-untyped]
+def _blank(kind: Any) -> Any:
+    return kind.__new__(kind)
 
-        mujoco.mj_copyData(made.data, made.model, data)
-    vars(made).update(kept)
-    return made
+
+def _remake(env: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Make an environment as it was made, and put what was kept into it."""
+    arguments, kept = state
+    env.__setstate__(arguments)
+    vars(env).update(kept)
+    renderer = vars(env).get("mujoco_renderer")
+    if renderer is not None:
+        renderer.model, renderer.data = env.model, env.data
 
 
 def _normalized(kind: type[VecNormalize], state: dict[str, Any], venv: VecEnv, returns: Any) -> VecNormalize:
@@ -325,6 +353,6 @@ def _bytes(value: Any) -> bytes:
     except Exception as error:  # an environment can raise anything
         raise RunError(
             f"A checkpoint cannot hold {type(value).__name__} ({type(error).__name__}: {error}). Environments must be "
-            "picklable: use DummyVecEnv, and leave rendering and Box2D's worlds out."
+            "picklable: use DummyVecEnv, and leave out of them what cannot be, such as windows and open files."
         ) from error
     return stream.getvalue()

@@ -23,8 +23,14 @@ TAU = 0.025
 """Share of the layer's mean activation up to which a unit counts as dormant in what is logged (Sokar et al. 2023)."""
 LOG_EVERY = 1000
 """Steps, at least, from one log of dormant units to the next."""
+_COUNTS = {"step": 0.0, "mu_product": 1.0}
+"""What optimizers correct the bias of moments by → its value before the first update."""
 _COURSES = "prunerl_courses"
 """Attribute of an optimizer: the courses whose masks it keeps."""
+LET_GO = (
+    "The masks of this callback were let go: another callback on the same model, or end(), came after it. "
+    "Give learn() one callback that masks weights, and make a new one to mask them again."
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,10 @@ class Course:
         """Hold what was held when ``state`` was taken.
 
         Raises:
-            LearnError: That was another network.
+            LearnError: That was another network, or nothing was held any more.
         """
+        if not state["held"]:
+            raise LearnError(LET_GO)
         self._check_same(state["masks"])
         self.masks, self.memory = dict(state["masks"]), dict(state["memory"])
         self.due, self.log_at, self.asked = state["due"], state["log_at"], state["asked"]
@@ -115,6 +123,7 @@ class Course:
         copied = {n: t.clone() for n, t in self.memory.items()}
         meter = self.meter
         return {
+            "held": self.held is not None,
             "masks": dict(self.masks),
             "memory": copied,
             "due": self.due,
@@ -224,7 +233,7 @@ class Course:
                 raise BudgetError(
                     f"{part}_sparsity={own}, but no matrix that may be pruned is of a{'n' * (part == 'actor')} {part}: "
                     f"there are {', '.join(p for p, names in self.parts.items() if names) or 'none'} only. "
-                    "Leave it out, and set sparsity."
+                    "Leave it out and set sparsity, or set dense_last=False where its only matrices make outputs."
                 )
         if "activity" in self.method.needs and not self.layout.hidden:
             raise BudgetError(
@@ -250,13 +259,18 @@ class Course:
             raise LearnError("This callback has pruned another model. Make a new one for this model.")
 
     def _hold(self) -> None:
+        self.meter.attach()
+        try:
+            self.held = masks.attach(self.network, self.masks, optimizers=self.optimizers)
+        except Exception:
+            self.meter.remove()
+            raise
         mine = {id(self.parameters[name]) for name in self.masks}
         for optimizer in self.optimizers:
             for other in courses(optimizer):
-                if other is not self and mine & {id(other.parameters[name]) for name in other.masks}:
+                if mine & {id(other.parameters[name]) for name in other.masks}:
                     other.end()
             vars(optimizer)[_COURSES] = (*courses(optimizer), self)
-        self.held = masks.attach(self.network, self.masks, optimizers=self.optimizers)
         self._mask_targets()
 
     @torch.no_grad()
@@ -265,11 +279,11 @@ class Course:
             self.parameters[name].copy_(value)
         for name, where in change.forget.items():
             for optimizer in self.optimizers:
-                if bool(where.all()):  # with the count of updates, which corrects the moments' bias
-                    optimizer.state.pop(self.parameters[name], None)
                 for key, moment in optimizer.state.get(self.parameters[name], {}).items():
-                    if isinstance(moment, Tensor) and moment.shape == where.shape and key != "step":
+                    if isinstance(moment, Tensor) and moment.shape == where.shape and key not in _COUNTS:
                         moment.masked_fill_(where.to(moment.device), 0.0)
+                    elif isinstance(moment, Tensor) and key in _COUNTS and bool(where.all()):
+                        moment.fill_(_COUNTS[key])
         if self.held is not None and (change.values or change.masks is not self.masks):
             self.held.replace(change.masks)
         self.masks = change.masks if change.masks is self.masks else dict(change.masks)

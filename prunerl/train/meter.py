@@ -19,7 +19,8 @@ Watch = Callable[[Mapping[str, Tensor], float], None]
 class Meter:
     """Sums of what was asked for, since it was asked.
 
-    Its hooks on optimizers must be registered before those that mask gradients, so that they see dense ones.
+    Its hooks on optimizers must be registered before those that mask gradients, so that they see dense ones. A matrix
+    that several optimizers train is seen in the first one.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, optimizers: list[Optimizer], watch: Watch | None) -> None:
@@ -33,11 +34,15 @@ class Meter:
         self.listeners: list[RemovableHandle] = []
         names = {id(network.get_parameter(n)): n for part in layout.parts.values() for n in part}
         self.matrices: dict[int, dict[str, nn.Parameter]] = {}
+        self.optimizers = optimizers
         self.hooks: list[RemovableHandle] = []
         for optimizer in optimizers:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
-            self.matrices[id(optimizer)] = {names[id(p)]: p for p in trained if id(p) in names}
-            self.hooks.append(optimizer.register_step_pre_hook(self.before))
+            self.matrices[id(optimizer)] = {names.pop(id(p)): p for p in trained if id(p) in names}
+
+    def attach(self) -> None:
+        """See every update from now on."""
+        self.hooks = [optimizer.register_step_pre_hook(self.before) for optimizer in self.optimizers]
 
     def ask(self, wanted: frozenset[str]) -> None:
         """Begin anew to measure ``gradients``, ``activity`` or both; what else is measured goes on."""
@@ -80,6 +85,7 @@ class Meter:
         self.clear(frozenset(("gradients", "activity")))
         for hook in self.hooks:
             hook.remove()
+        self.hooks = []
 
     @torch.no_grad()
     def before(self, optimizer: Optimizer, *_: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 
 from prunerl import errors, masks
@@ -139,11 +140,13 @@ def _heads(matrices: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
 def _behind_features(network: nn.Module, matrices: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
     """Return which layers read the linear layer of a convolutional features extractor, which networks may share."""
     found: dict[int, tuple[str, list[str]]] = {}
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        return {}  # which reads the features instead
     for name, module in network.named_modules(remove_duplicate=False):
-        prefix = name.removesuffix("features_extractor.linear")
-        if prefix == name or not isinstance(module, nn.Sequential) or prefix.partition(".")[0].endswith("_target"):
+        prefix = name.removesuffix("features_extractor")
+        if type(module) is not NatureCNN or prefix == name or prefix.partition(".")[0].endswith("_target"):
             continue
-        readers = found.setdefault(id(module), (name, []))[1]
+        readers = found.setdefault(id(module), (f"{name}.linear", []))[1]
         readers += [reader for reader in _first_behind(prefix, matrices) if reader not in readers]
     return {name: tuple(readers) for name, readers in found.values()}
 

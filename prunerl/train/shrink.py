@@ -123,7 +123,7 @@ class Shrink(BaseCallback):
         if self.done < len(self.points):
             check_depth(self._live(), self.depth)
         for i in range(self.done, len(self.points)):
-            check_widths(self._live(), self._wanted(i), self.depth)
+            check_widths(self._live(), self._wanted(i), self.depth, anew=self.done == 0)
         if self.done < len(self.points):
             check_time(self._live(), self.points[-1])
 
@@ -136,6 +136,8 @@ class Shrink(BaseCallback):
     def _on_rollout_start(self) -> None:
         # After an update and before the next rollout, no probability of the old policy is waiting to be compared.
         live = self._live()
+        if self.done < len(self.points):
+            live.check_free()  # what masks may have begun after this callback
         while self.done < len(self.points) and self._due(self.done) and live.ready():
             targets, present = self._wanted(self.done), live.widths()
             smaller = {n: tuple(map(min, targets[n], present[n])) for n in targets}

@@ -134,6 +134,7 @@ class AdaptiveShrink(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         live, now = self._live(), self.model.num_timesteps
+        live.check_free()
         due = self.first is not None and now >= self.first and now - self.changed_at >= self.pause
         if not due or self.seen < self.episodes or not live.ready():
             return

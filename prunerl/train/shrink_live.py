@@ -20,7 +20,6 @@ from prunerl import masks
 from prunerl.errors import LearnError
 from prunerl.trace import EXAMPLES, Trace, trace
 from prunerl.train import shrink_networks
-from prunerl.train.course import courses
 from prunerl.train.grow import grown
 from prunerl.train.shrink_cut import Cut, difference, imitating, narrowed, outputs
 from prunerl.train.shrink_depth import Shallow, forget, shallow
@@ -116,9 +115,9 @@ class Live:
         """Check that no weight is masked.
 
         Raises:
-            LearnError: A callback keeps masks of the present shapes.
+            LearnError: Masks of the present shapes are held.
         """
-        if any(courses(optimizer) for optimizer in masks.optimizers_of(self.model.policy)):
+        if any(masks.is_held(optimizer) for optimizer in masks.optimizers_of(self.model.policy)):
             raise LearnError(
                 "Weights of this model are masked, and masks do not change their shapes with the layers. Give learn() "
                 "either what masks weights or what shrinks; to shrink a masked model, save it and load it anew, which "

@@ -119,8 +119,8 @@ def check_time(live: Live, last: Point) -> None:
         )
 
 
-def check_widths(live: Live, targets: Widths, depth: int | None) -> None:
-    """Check that a target fits the layers as they are now, and leaves something to do.
+def check_widths(live: Live, targets: Widths, depth: int | None, *, anew: bool) -> None:
+    """Check that a target fits the layers as they are now, and leaves something to do where training begins anew.
 
     Without ``depth`` it has an entry for each of them; with it, for each that is left.
 
@@ -140,7 +140,7 @@ def check_widths(live: Live, targets: Widths, depth: int | None) -> None:
                 f"Network {name!r} has hidden layers of {present[name]} units and cannot shrink to {wanted}. "
                 "Set no width above the present one; give one for each layer where they differ."
             )
-    if all(targets[name] == whole[name] for name in targets):
+    if anew and all(targets[name] == whole[name] for name in targets):
         raise BudgetError(f"There is nothing to shrink: the hidden layers have {present} units already. Set less.")
 
 

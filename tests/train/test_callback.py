@@ -10,12 +10,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from sb3_contrib import ARS
+from sb3_contrib import ARS, RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 from toy import ARCH, MODELS, OFF, OFF_POLICY, Follow, score
 
@@ -272,6 +273,57 @@ def test_units_of_convolutional_features_are_found(
     hidden = {layer.weight: list(layer.readers) for layer in networks.of_model(model).hidden}
     for extractor, names in readers.items():
         assert hidden[f"{extractor}.linear.0.weight"] == names
+
+
+class Headed(BaseFeaturesExtractor):
+    """Has a layer called ``linear`` that another one reads."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, features_dim=16)
+        self.linear = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU())
+        self.head = torch.nn.Linear(64, 16)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.head(self.linear(observations))
+
+
+def test_layers_behind_other_extractors_are_not_guessed() -> None:
+    policy = {**ARCH, "features_extractor_class": Headed}
+    model = DQN("MlpPolicy", Follow(), policy_kwargs=policy, **OFF)
+    model.learn(100, callback=made("Static", sparsity=0.5))
+    assert all("linear" not in layer.weight for layer in networks.of_model(model).hidden)
+    recurrent = RecurrentPPO("CnnLstmPolicy", Pictures(), n_steps=16, batch_size=8, policy_kwargs={"net_arch": [8]})
+    assert all("linear" not in layer.weight for layer in networks.of_model(recurrent).hidden)
+    recurrent.learn(32, callback=train.Static(sparsity=0.5))
+
+
+def test_a_matrix_that_two_optimizers_have_is_measured_once() -> None:
+    policy = {"net_arch": [8], "share_features_extractor": True}
+    settings = {**Q_CNN, "train_freq": 1}
+    model = TD3("CnnPolicy", Pictures(True), policy_kwargs=policy, device="cpu", **settings)
+    callback = train.RigL(every=10, sparsity=0.5)
+    model.learn(60, callback=callback)
+    assert list(wrong(model, callback.masks)) == []
+
+
+def test_a_schedule_that_was_cut_short_is_left_where_it_was() -> None:
+    model, callback = MODELS["dqn"](), made("Gradual", start=0.0, end=0.9, every=1)
+    model.learn(400, callback=[callback, ConvertCallback(lambda *_: model.num_timesteps < 200)])  # and no warning
+    assert 0.3 < sparsity(callback.masks.values()) < 0.8
+    assert callback.course is not None
+    callback.course.end()
+    with pytest.raises(LearnError, match="were let go"):
+        model.learn(20, callback=pickle.loads(pickle.dumps(callback)), reset_num_timesteps=False)
+
+
+def test_refused_callbacks_leave_no_hooks() -> None:
+    callback = made("Gradual")
+    MODELS["dqn"]().learn(STEPS, callback=callback)
+    other = MODELS["dqn"]()
+    other.learn(20)
+    with pytest.raises(LearnError, match="pruned another model"):
+        other.learn(20, callback=pickle.loads(pickle.dumps(callback)), reset_num_timesteps=False)
+    assert not other.policy.optimizer._optimizer_step_pre_hooks
 
 
 def test_a_convolutional_network_is_logged_and_its_units_are_recycled() -> None:

@@ -16,13 +16,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+from gymnasium.utils import EzPickle
+from stable_baselines3 import DQN, PPO, HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy import MODELS, Follow
 
 from prunerl import masks, train
 from prunerl.errors import BudgetError, RunError
-from prunerl.train.checkpoint import newest
+from prunerl.train.checkpoint import _restore, newest
 
 SCRIPT = """
 import os, signal, sys
@@ -55,7 +58,8 @@ def everything(model: Any, held: Mapping[str, torch.Tensor]) -> dict[str, Any]:
             found |= {f"moment {i} {j} {k}": torch.as_tensor(v) for k, v in state.items()}
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
-        found |= {n: torch.as_tensor(v) for n, v in vars(buffer).items() if isinstance(v, np.ndarray)}
+        arrays = {n: v for n, v in vars(buffer).items() if isinstance(v, np.ndarray) and v.dtype != object}
+        found |= {n: torch.as_tensor(v) for n, v in arrays.items()}
     return found
 
 
@@ -181,6 +185,7 @@ def test_what_cannot_be_saved_within_an_episode_begins_new_ones_and_says_so(tmp_
     pytest.importorskip("Box2D")
     with pytest.warns(UserWarning, match="LunarLander cannot be saved in the middle of an episode"):
         held_at_500("LunarLander-v3", tmp_path)
+    beginning, _ = gym.make("LunarLander-v3").reset(seed=0)
     found = []
     for folder in ("a", "b"):
         shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}_{folder}"))
@@ -189,3 +194,73 @@ def test_what_cannot_be_saved_within_an_episode_begins_new_ones_and_says_so(tmp_
         assert resumed.model.num_timesteps == 500
         found.append(everything(resumed.model, resumed.callback.callback.masks))
     assert_equal(*found)
+    resumed = train.resume(tmp_path)
+    _restore(resumed.model, resumed.callback.live or {})
+    assert not np.allclose(resumed.model._last_obs, beginning)  # another episode than the run's first
+
+
+def test_no_target_reaches_over_an_episode_that_was_cut_off(tmp_path: Path) -> None:
+    pytest.importorskip("Box2D")
+    for optimized in (False, True):
+        options = {"handle_timeout_termination": False} if optimized else {}
+        model = DQN(
+            "MlpPolicy", "LunarLander-v3", learning_starts=10, buffer_size=500, batch_size=8, seed=0,
+            optimize_memory_usage=optimized, replay_buffer_kwargs=options, policy_kwargs={"net_arch": [16]},
+        )  # fmt: skip
+        folder = tmp_path / str(optimized)
+        with pytest.warns(UserWarning, match="LunarLander cannot be saved"):
+            model.learn(120, callback=train.Checkpoint(folder, train.Static(sparsity=0.5), every=100))
+        resumed = train.resume(folder)
+        at = resumed.model.replay_buffer.pos - 1
+        resumed.learn()
+        buffer = resumed.model.replay_buffer
+        assert at == 99
+        assert bool((buffer.dones if optimized else buffer.timeouts)[at])
+
+
+class Counting(gym.Wrapper[Any, Any, Any, Any], EzPickle):
+    """A wrapper whose pickle forgets what it counts."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        EzPickle.__init__(self, env)
+        super().__init__(env)
+
+
+class Heavier(HopperEnv):
+    """Changes its model when an episode begins."""
+
+    def reset_model(self) -> Any:
+        self.model.body_mass[1] = self.np_random.uniform(3.0, 9.0)
+        self.itself = self.reset_model
+        return super().reset_model()
+
+
+def test_a_model_of_mujoco_that_changes_is_kept(tmp_path: Path) -> None:
+    model = PPO(
+        "MlpPolicy", Heavier(), n_steps=100, batch_size=50, n_epochs=1, seed=0, policy_kwargs={"net_arch": [16]}
+    )
+    model.learn(500, callback=train.Checkpoint(tmp_path, every=250))
+    resumed = train.resume(tmp_path)
+    simulation = resumed.model.env.envs[0].unwrapped
+    assert simulation.mujoco_renderer.data is simulation.data
+    resumed.learn()
+    assert_equal(everything(model, {}), everything(resumed.model, {}))
+
+
+def test_a_wrapper_that_forgets_is_told_of(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", Counting(Follow()), n_steps=32, batch_size=32, seed=0)
+    with pytest.warns(UserWarning, match="Counting cannot be saved in the middle of an episode"):
+        model.learn(96, callback=train.Checkpoint(tmp_path, every=64))
+    assert train.resume(tmp_path).learn().num_timesteps == 96
+
+
+def test_hindsight_goes_on(tmp_path: Path) -> None:
+    env = BitFlippingEnv(n_bits=3, continuous=False, max_steps=3)
+    model = DQN(
+        "MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, learning_starts=20, batch_size=8, seed=0,
+        policy_kwargs={"net_arch": [16, 16]},
+    )  # fmt: skip
+    model.learn(150, callback=train.Checkpoint(tmp_path, train.Static(sparsity=0.5), every=100))
+    resumed = train.resume(tmp_path)
+    resumed.learn()
+    assert_equal(everything(model, {}), everything(resumed.model, {}))

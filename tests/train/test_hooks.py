@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunerl import train
+from prunerl import masks, train
 from prunerl.errors import BudgetError, LearnError, NameUnknownError
 from prunerl.train.course import sparsity
 
@@ -112,6 +112,20 @@ def test_a_second_hook_takes_over_what_it_masks_and_leaves_other_networks_alone(
     assert both[1] / total == pytest.approx(0.8, abs=0.005)
     kept.end()
     assert hooks(optimizer) == before // 2
+
+
+def test_a_hook_that_is_refused_leaves_all_as_it_was() -> None:
+    online, other = smooth(), smooth()
+    optimizer = torch.optim.Adam(online.parameters())
+    course = train.hook(optimizer, online, train.Static(sparsity=0.5), updates=50)
+    before = hooks(optimizer)
+    with pytest.raises(LearnError, match="not trained by any optimizer"):
+        train.hook(optimizer, nn.ModuleDict({"a": online, "b": other}), train.SET(), updates=50)
+    assert hooks(optimizer) == before
+    assert masks.is_held(optimizer)
+    step(optimizer, online)
+    for name, mask in course.masks.items():
+        assert torch.equal(online.get_parameter(name) != 0, mask)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
+from prunerl import masks
 from prunerl.errors import BudgetError, LearnError
-from prunerl.train import Static
+from prunerl.train import AdaptiveShrink, Checkpoint, Static, resume
 from prunerl.train.shrink import Shrink, time_ratio
 
 
@@ -73,11 +75,26 @@ def test_a_masked_model_is_left_as_it_is() -> None:
     before = arch(model)
     with pytest.raises(LearnError, match="save it and load it anew"):
         model.learn(STEPS, callback=Shrink(at=0.6, width=8))
-    for both in ([Static(sparsity=0.5), Shrink(at=0.6, width=8)], [Shrink(at=0.6, width=8), Static(sparsity=0.5)]):
-        model = made("dqn")
+    for shrinking, order in itertools.product((AdaptiveShrink(), Shrink(width=8)), (1, -1)):
+        model, shrinking.live = made("dqn"), None
         with pytest.raises(LearnError, match="Weights of this model are masked"):
-            model.learn(STEPS, callback=both)
+            model.learn(STEPS, callback=[shrinking, Static(sparsity=0.5)][::order])
+        assert model.num_timesteps == 0
         assert arch(model) == before == WIDE
+    model = made("dqn")
+    first = "q_net.q_net.0.weight"
+    masks.attach(model.policy, {first: torch.ones_like(model.policy.get_parameter(first), dtype=torch.bool)})
+    with pytest.raises(LearnError, match="Weights of this model are masked"):
+        model.learn(STEPS, callback=Shrink(width=8))
+
+
+def test_points_of_equal_widths_go_on_in_another_process(tmp_path: Path) -> None:
+    model = made("ppo")
+    model.learn(320, callback=Checkpoint(tmp_path, Shrink(at=(0.2, 0.8), width=(8, 8)), every=200))
+    resumed = resume(tmp_path)
+    assert resumed.callback.callback.done == 1
+    resumed.learn()
+    assert resumed.callback.callback.done == 2
 
 
 def test_equal_seeds_give_equal_results() -> None:
