@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from prunerl.errors import PruneError
+from prunerl.errors import LearnWarning, PruneError
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -84,4 +84,10 @@ def _fewer_warnings(debug: bool) -> Iterator[None]:
         if not debug:
             for category in (UserWarning, DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
+            warnings.simplefilter("always", LearnWarning)
+            warnings.showwarning = _show_warning
         yield
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"prunerl: warning: {' '.join(str(message).split())}", file=sys.stderr)

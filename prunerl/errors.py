@@ -70,6 +70,10 @@ class ExportError(PruneError, ValueError):
     """A policy cannot be written as a file of some format, or the file does not act as the policy."""
 
 
+class LearnWarning(UserWarning):
+    """A training does less than was asked of it, or ends otherwise than one would expect."""
+
+
 def unknown(kind: str, got: str, choices: Iterable[str]) -> NameUnknownError:
     """Build the error for a name that is not among ``choices``, with the nearest one."""
     names = sorted(choices)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from prunerl.errors import BudgetError, LoadError, RunError
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
     from prunerl.train import AdaptiveShrink, Shrink, Sparse
 
 METHODS = ("gradual", "lottery", "movement", "redo", "rigl", "rlx2", "set", "static", "surgery")
@@ -76,21 +79,24 @@ def run(args: Arguments) -> None:
     """Train to the end and write the agent."""
     import torch
 
-    from prunerl.train import resume
-    from prunerl.train.checkpoint import Resumed
+    from prunerl.train import AdaptiveShrink, Shrink, resume
+    from prunerl.train.checkpoint import Resumed, newest
     from prunerl.train.course import sparsity
 
     out = Path(args.out)
     if args.resume:
+        _check_resumed(args)
         resumed = resume(out / "checkpoints")
     else:
-        if out.exists() and any(out.iterdir()):
-            raise RunError(f"{out} is not empty. Go on with --resume, or choose another folder.")
+        # A run that ended before its first checkpoint leaves TensorBoard's files alone.
+        if out.exists() and any(path.name != "tensorboard" for path in out.iterdir()):
+            mend = "Go on with --resume, or choose" if newest(out / "checkpoints") else "Choose"
+            raise RunError(f"{out} is not empty. {mend} another folder.")
         resumed = Resumed(*_begun(args, out))
     if resumed.model.num_timesteps:
-        resumed.learn()
+        resumed.learn(_lines(resumed.total))
     else:
-        resumed.model.learn(resumed.total, callback=resumed.callback)
+        resumed.model.learn(resumed.total, callback=[resumed.callback, _lines(resumed.total)])
     model, callback = resumed.model, resumed.callback.callback
     model.save(out / AGENT)
     print(f"Trained {model.num_timesteps:,} steps. Written to {out}:")
@@ -100,6 +106,8 @@ def run(args: Arguments) -> None:
         normalized.save(out / STATISTICS)
         print(f"  {out / STATISTICS}  statistics of observations and rewards")
     changes = getattr(callback, "changes", ())
+    if isinstance(callback, (Shrink, AdaptiveShrink)) and not changes:
+        print("  No unit was removed: the networks are as wide as they were.")
     if changes:
         layers = ", ".join(f"{name} {'-'.join(map(str, units))}" for name, units in changes[-1].widths.items())
         print(f"  Widths: {layers}; {changes[-1].parameters:,} parameters")
@@ -190,12 +198,56 @@ def _narrow(present: Sequence[int], sparsity: float | None) -> tuple[int, ...]:
     return tuple(math.ceil(units * math.sqrt(1.0 - (sparsity or 0.0)) - 1e-9) for units in present)
 
 
+def _check_resumed(args: Arguments) -> None:
+    own = ("out", "resume", "debug")
+    given = [f for f in fields(args) if f.name not in own and getattr(args, f.name) != f.default]
+    if given:
+        names = ", ".join(f"--{f.name.replace('_', '-')}" for f in given)
+        raise BudgetError(f"--resume goes on with the settings of the run. Leave out {names}.")
+
+
+def _lines(total: int) -> BaseCallback:
+    """Return a callback that prints a line every tenth of the training."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Lines(BaseCallback):
+        """Prints how far the training is, and what its last episodes returned."""
+
+        told = 0
+
+        def _on_training_start(self) -> None:
+            self.told = self.model.num_timesteps * 10 // total
+
+        def _on_rollout_start(self) -> None:
+            tenths = self.model.num_timesteps * 10 // total
+            if tenths > self.told:
+                self.told = tenths
+                self.tell()
+
+        def _on_training_end(self) -> None:
+            self.tell()
+
+        def _on_step(self) -> bool:
+            return True
+
+        def tell(self) -> None:
+            """Print a line."""
+            last = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+            mean = f": return {fmean(last):.1f}, mean of the last {len(last)} episodes" if last else ""
+            print(f"step {self.model.num_timesteps:,} of {total:,}{mean}", flush=True)
+
+    return Lines()
+
+
 def _begun(args: Arguments, out: Path) -> tuple[Any, Any, int]:
     from prunerl.train import Checkpoint
     from prunerl.train.zoo import untrained
 
     if args.algo is None or args.env is None:
-        raise LoadError("The algorithm or the environment is not known. Give --algo and --env, or --resume.")
+        missing = "--algo" if args.algo is None else "--env"
+        raise LoadError(f"{missing} is missing. Give --algo and --env, or --resume for a run that is there.")
+    if args.steps is not None and args.steps < 1:
+        raise BudgetError(f"Training got --steps {args.steps}. Set it to 1 or more.")
     method(args)  # what cannot be is refused before anything is made
     log = str(out / "tensorboard") if args.tensorboard else None
     file = Path(args.hyperparameters) if args.hyperparameters is not None else None
@@ -204,4 +256,8 @@ def _begun(args: Arguments, out: Path) -> tuple[Any, Any, int]:
     if total is None:
         raise LoadError("Nobody says how long to train. Give --steps, or n_timesteps in the hyperparameters.")
     callback = method(args, model)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be made ({error.strerror}). Choose another folder.") from error
     return model, Checkpoint(out / "checkpoints", callback, every=args.checkpoint_every), total

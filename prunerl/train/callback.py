@@ -10,7 +10,7 @@ from typing import Any, ParamSpec
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from prunerl.errors import BudgetError, LearnError
+from prunerl.errors import BudgetError, LearnError, LearnWarning
 from prunerl.train import buffer, networks
 from prunerl.train.course import LET_GO, Course, Span
 from prunerl.train.method import Method
@@ -83,9 +83,9 @@ class Sparse(BaseCallback):
             _check_rollouts(self.model, span, total)
         if isinstance(method, RLx2):
             buffer.check(self.model)
-        if method.needs:
-            _check_updates(self.model, type(method).__name__, span)
         course = Course(method, self.model.policy, layout, span)
+        if method.needs or method.ramps:
+            _check_updates(self.model, type(method).__name__, span)
         if self.course is not None:
             self.course.end()
         self.course, self.span = course, span
@@ -108,6 +108,7 @@ class Sparse(BaseCallback):
             warnings.warn(
                 f"{type(self.method).__name__} changed {changed} weights after the last update: the schedule ended "
                 "after the last rollout had begun. Set a smaller end, or shorter rollouts (train_freq).",
+                LearnWarning,
                 stacklevel=2,
             )
 
@@ -131,13 +132,16 @@ def runs(method: Callable[P, Method]) -> Callable[P, Sparse]:
 
     @functools.wraps(method, updated=())
     def build(*args: P.args, **kwargs: P.kwargs) -> Sparse:
+        if args:  # as where learn() is given the function and not what it returns
+            name = method.__name__
+            raise BudgetError(f"{name} takes its settings by name. Write {name}(sparsity=0.9), or {name}().")
         return Sparse(method(*args, **kwargs))
 
     return build
 
 
 def _check_updates(model: Any, name: str, span: Span) -> None:
-    """Refuse a method that measures updates where there are none before its schedule ends."""
+    """Refuse a method that goes by what is learnt where nothing is before its schedule ends."""
     if getattr(model, "gradient_steps", 1) == 0:
         raise LearnError(
             f"{name} needs gradients, and the model makes no updates (gradient_steps=0). "
@@ -146,8 +150,8 @@ def _check_updates(model: Any, name: str, span: Span) -> None:
     starts = getattr(model, "learning_starts", 0)
     if starts >= span.last:
         raise LearnError(
-            f"{name} needs gradients, but its schedule ends at step {span.last} and updates begin after step {starts} "
-            "(learning_starts). Train for more steps, or set a smaller learning_starts."
+            f"{name} goes by what is learnt, but its schedule ends at step {span.last} and updates begin after step "
+            f"{starts} (learning_starts). Train for more steps, or set a smaller learning_starts."
         )
 
 

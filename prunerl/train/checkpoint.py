@@ -30,7 +30,7 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from prunerl.errors import BudgetError, RunError
+from prunerl.errors import BudgetError, LearnWarning, RunError
 from prunerl.files import new_folder, write_atomically
 
 MODEL, BUFFER, STATE, ABOUT = "model.zip", "replay_buffer.pkl", "state.pkl", "about.json"
@@ -84,6 +84,7 @@ class Checkpoint(BaseCallback):
                 warnings.warn(
                     f"{', '.join(lost)} cannot be saved in the middle of an episode. A resumed run will begin new "
                     "episodes, and so not end at the same bits.",
+                    LearnWarning,
                     stacklevel=2,
                 )
         if self.model.num_timesteps == 0:
@@ -153,10 +154,10 @@ class Resumed:
     callback: Checkpoint
     total: int
 
-    def learn(self, **options: Any) -> Any:
-        """Train to the end; the options are those of the model's ``learn``."""
+    def learn(self, *more: BaseCallback, **options: Any) -> Any:
+        """Train to the end, with more callbacks beside; the options are those of the model's ``learn``."""
         left = self.total - self.model.num_timesteps
-        return self.model.learn(left, callback=self.callback, reset_num_timesteps=False, **options)
+        return self.model.learn(left, callback=[self.callback, *more], reset_num_timesteps=False, **options)
 
 
 def resume(folder: str | Path, *, tensorboard_log: str | None = None) -> Resumed:
@@ -171,7 +172,10 @@ def resume(folder: str | Path, *, tensorboard_log: str | None = None) -> Resumed
     """
     path = newest(Path(folder))
     if path is None:
-        raise RunError(f"{folder} holds no checkpoint. Give the folder of a run that has made one, or begin anew.")
+        raise RunError(
+            f"{folder} holds no checkpoint: the run ended before its first. Begin anew, with an earlier first one, or "
+            "give the folder of a run that has made one."
+        )
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         state = pickle.loads((path / STATE).read_bytes())

@@ -26,7 +26,7 @@ def hook(
     method: Sparse | Method,
     *,
     updates: int,
-    targets: Iterable[nn.Module] = (),
+    targets: nn.Module | Iterable[nn.Module] = (),
     last: Collection[str] | None = None,
 ) -> Course:
     """Mask the weights of ``network`` after every step of ``optimizer``, as a method says.
@@ -56,6 +56,17 @@ def hook(
     {'0.weight': 20, '2.weight': 27}
     """
     chosen = method.method if isinstance(method, Sparse) else method
+    if not isinstance(chosen, Method):
+        raise LearnError(
+            f"A hook takes what masks weights, such as Gradual(sparsity=0.95), and got {method!r}. Shrink and "
+            "AdaptiveShrink work within Stable-Baselines3 alone."
+        )
+    targets = [targets] if isinstance(targets, nn.Module) else list(targets)
+    names = {name for name, _ in network.named_parameters()}
+    for target in targets:
+        lacking = sorted(names - {name for name, _ in target.named_parameters()})
+        if lacking:
+            raise LearnError(f"A target network has no parameter {lacking[0]!r}. Give copies of the network.")
     if isinstance(chosen, RLx2):
         raise LearnError("RLx2 works on Stable-Baselines3's replay buffer. Use RigL, its topology evolution, here.")
     if updates < 1:

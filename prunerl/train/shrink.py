@@ -13,7 +13,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from prunerl import criteria
-from prunerl.errors import LearnError
+from prunerl.errors import LearnError, LearnWarning
 from prunerl.repair.least_squares import RIDGE
 from prunerl.train.shrink_cut import Criterion, Cut
 from prunerl.train.shrink_live import Live, Resized, everywhere
@@ -157,8 +157,11 @@ class Shrink(BaseCallback):
             warnings.warn(
                 f"Nothing was removed at {', '.join(f'{at:g}' for at in late)} of training: no rollout began after "
                 "that, or no update came before. Choose an earlier point, or shorter rollouts.",
+                LearnWarning,
                 stacklevel=2,
             )
+        if any(map(callable, self.points[self.done :])):
+            warnings.warn(f"Nothing was removed: {self.points[0]} never held.", LearnWarning, stacklevel=2)
 
     def _live(self) -> Live:
         assert self.live is not None  # set before training starts

@@ -141,7 +141,9 @@ def check_widths(live: Live, targets: Widths, depth: int | None, *, anew: bool) 
                 "Set no width above the present one; give one for each layer where they differ."
             )
     if anew and all(targets[name] == whole[name] for name in targets):
-        raise BudgetError(f"There is nothing to shrink: the hidden layers have {present} units already. Set less.")
+        raise BudgetError(
+            f"There is nothing to shrink: the hidden layers have {present} units already. Set a smaller width."
+        )
 
 
 def check_depth(live: Live, depth: int | None) -> None:

@@ -68,7 +68,8 @@ def untrained(
             int(float(steps)) if steps is not None else None
         )
     except (TypeError, ValueError, AssertionError) as error:
-        raise LoadError(f"{title} on {env} cannot be made: {error}. Mend the hyperparameters.") from error
+        mend = f"Mend {file}" if file is not None else "Choose another algorithm, or environment"
+        raise LoadError(f"{title} on {env} cannot be made: {error}. {mend}.") from error
 
 
 def read(file: Path, env: str) -> dict[str, Any]:
@@ -77,6 +78,8 @@ def read(file: Path, env: str) -> dict[str, Any]:
     Raises:
         LoadError: The file is damaged, has none for this environment, or names what is not supported.
     """
+    if not file.is_file():
+        raise LoadError(f"{file} does not exist, or is no file. Give a YAML file of hyperparameters.")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

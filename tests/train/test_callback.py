@@ -21,7 +21,7 @@ from torch import Tensor
 from toy import ARCH, MODELS, OFF, OFF_POLICY, Follow, score
 
 from prunerl import masks, train
-from prunerl.errors import BudgetError, LearnError
+from prunerl.errors import BudgetError, LearnError, LearnWarning
 from prunerl.train import course, networks
 from prunerl.train.buffer import DynamicReplayBuffer
 from prunerl.train.course import sparsity
@@ -348,7 +348,7 @@ def test_another_callback_takes_over_and_the_first_says_so() -> None:
     with pytest.raises(LearnError, match="another callback on the same model"):
         model.learn(50, callback=first, reset_num_timesteps=False)
     with pytest.raises(LearnError, match="another callback on the same model"):
-        MODELS["dqn"]().learn(50, callback=[made("Static"), made("Gradual")])
+        MODELS["dqn"]().learn(STEPS, callback=[made("Static"), made("Gradual")])
 
 
 def test_a_saved_callback_serves_the_model_that_it_pruned_alone(tmp_path: Any) -> None:
@@ -372,7 +372,7 @@ def test_methods_whose_sparsity_is_there_at_once_need_no_rollout_at_the_end() ->
 
 def test_masks_that_come_after_the_last_update_are_told_of() -> None:
     model = TD3("MlpPolicy", Follow(True), **{**OFF, "train_freq": (8, "episode")}, policy_kwargs={**ARCH})
-    with pytest.warns(UserWarning, match="Gradual changed .* weights after the last update"):
+    with pytest.warns(LearnWarning, match="Gradual changed .* weights after the last update"):
         model.learn(STEPS, callback=made("Gradual"))
 
 
@@ -432,9 +432,13 @@ def test_a_dynamic_buffer_that_forgets_nothing_draws_every_transition() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     callback = made("Gradual")
-    MODELS["dqn"]().learn(50, callback=callback)
+    MODELS["dqn"]().learn(STEPS, callback=callback)
     with pytest.raises(LearnError, match="pruned another model"):
-        MODELS["dqn"]().learn(50, callback=callback)
+        MODELS["dqn"]().learn(STEPS, callback=callback)
+    with pytest.raises(LearnError, match="Gradual goes by what is learnt, but its schedule ends at step 35"):
+        MODELS["dqn"]().learn(50, callback=made("Gradual"))
+    with pytest.raises(BudgetError, match=r"Write Gradual\(sparsity=0.9\), or Gradual\(\)"):
+        MODELS["ppo"]().learn(50, callback=train.Gradual)
     with pytest.raises(LearnError, match="ARS does not train its policy with an optimizer"):
         ARS("MlpPolicy", Follow(True)).learn(50, callback=made("Gradual"))
     flat = DQN("MlpPolicy", Follow(), policy_kwargs={"net_arch": []})

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy import MODELS, Follow
 
 from prunerl import masks, train
-from prunerl.errors import BudgetError, RunError
+from prunerl.errors import BudgetError, LearnWarning, RunError
 from prunerl.train.checkpoint import _restore, newest
 
 SCRIPT = """
@@ -183,7 +183,7 @@ def test_a_simulation_of_mujoco_goes_on_in_the_middle_of_an_episode(env: str, tm
 
 def test_what_cannot_be_saved_within_an_episode_begins_new_ones_and_says_so(tmp_path: Path) -> None:
     pytest.importorskip("Box2D")
-    with pytest.warns(UserWarning, match="LunarLander cannot be saved in the middle of an episode"):
+    with pytest.warns(LearnWarning, match="LunarLander cannot be saved in the middle of an episode"):
         held_at_500("LunarLander-v3", tmp_path)
     beginning, _ = gym.make("LunarLander-v3").reset(seed=0)
     found = []
@@ -208,7 +208,7 @@ def test_no_target_reaches_over_an_episode_that_was_cut_off(tmp_path: Path) -> N
             optimize_memory_usage=optimized, replay_buffer_kwargs=options, policy_kwargs={"net_arch": [16]},
         )  # fmt: skip
         folder = tmp_path / str(optimized)
-        with pytest.warns(UserWarning, match="LunarLander cannot be saved"):
+        with pytest.warns(LearnWarning, match="LunarLander cannot be saved"):
             model.learn(120, callback=train.Checkpoint(folder, train.Static(sparsity=0.5), every=100))
         resumed = train.resume(folder)
         at = resumed.model.replay_buffer.pos - 1
@@ -249,7 +249,7 @@ def test_a_model_of_mujoco_that_changes_is_kept(tmp_path: Path) -> None:
 
 def test_a_wrapper_that_forgets_is_told_of(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", Counting(Follow()), n_steps=32, batch_size=32, seed=0)
-    with pytest.warns(UserWarning, match="Counting cannot be saved in the middle of an episode"):
+    with pytest.warns(LearnWarning, match="Counting cannot be saved in the middle of an episode"):
         model.learn(96, callback=train.Checkpoint(tmp_path, every=64))
     assert train.resume(tmp_path).learn().num_timesteps == 96
 

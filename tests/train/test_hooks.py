@@ -133,6 +133,10 @@ def test_what_cannot_be_is_refused() -> None:
     optimizer = torch.optim.SGD(online.parameters(), lr=0.1)
     with pytest.raises(LearnError, match="Use RigL"):
         train.hook(optimizer, online, train.RLx2(), updates=100)
+    with pytest.raises(LearnError, match="A hook takes what masks weights"):
+        train.hook(optimizer, online, train.Shrink(), updates=100)  # type: ignore[arg-type]
+    with pytest.raises(LearnError, match=r"has no parameter '0\.bias'"):
+        train.hook(optimizer, online, train.SET(), updates=100, targets=Plain())
     with pytest.raises(BudgetError, match="updates=0"):
         train.hook(optimizer, online, train.SET(), updates=0)
     with pytest.raises(BudgetError, match="ends before it starts: both are at update 1"):

@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from prunerl import masks
-from prunerl.errors import BudgetError, LearnError
+from prunerl.errors import BudgetError, LearnError, LearnWarning
 from prunerl.train import AdaptiveShrink, Checkpoint, Static, resume
 from prunerl.train.shrink import Shrink, time_ratio
 
@@ -65,7 +65,7 @@ def test_a_point_that_no_rollout_follows_is_refused(name: str, steps: int, optio
 def test_a_point_that_was_not_reached_in_time_is_told_of() -> None:
     model = made("td3")
     model.train_freq = TrainFreq(1, TrainFrequencyUnit.EPISODE)  # 200 steps
-    with pytest.warns(UserWarning, match=r"Nothing was removed at 0\.5 of training"):
+    with pytest.warns(LearnWarning, match=r"Nothing was removed at 0\.5 of training"):
         model.learn(190, callback=Shrink(at=0.5, width=8))
 
 

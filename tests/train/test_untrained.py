@@ -66,8 +66,14 @@ def test_texts_that_stand_for_values_are_read(file: Path) -> None:
 def test_what_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(NameUnknownError, match=r"Unknown algorithm 'dqm'\. Did you mean 'dqn'"):
         untrained("dqm", "CartPole-v1")
-    with pytest.raises(LoadError, match="cannot be read as YAML"):
+    with pytest.raises(LoadError, match=r"nothing\.yml does not exist"):
         read(tmp_path / "nothing.yml", "CartPole-v1")
+    file.write_text("a: [1\n")
+    with pytest.raises(LoadError, match="cannot be read as YAML"):
+        read(file, "CartPole-v1")
+    file.write_text("lerning_rate: 0.1\n")
+    with pytest.raises(LoadError, match=r"lerning_rate.*Mend .*settings\.yml"):
+        untrained("dqn", "CartPole-v1", file=file)
     file.write_text("env_wrapper: a.B\nn_steps: 3\n")
     with pytest.raises(LoadError, match="env_wrapper cannot be used here"):
         read(file, "CartPole-v1")
@@ -83,17 +89,40 @@ def test_the_command_trains_and_goes_on(file: Path, tmp_path: Path, capsys: pyte
     common = ["train", "--out", out]
     given = ["--algo", "ppo", "--env", "CartPole-v1", "--hyperparameters", str(file), "--sparsity", "0.8"]
     assert main([*common, *given, "--every", "64", "--checkpoint-every", "256", "--steps", "640"]) == 0
-    assert "80." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "80." in shown
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("step ")][-1] == "640"
     held = torch.load(tmp_path / "run" / "masks.pt")
     assert all(bool(mask.any()) for mask in held.values())
     assert main([*common, *given]) == 2
     assert "is not empty" in capsys.readouterr().err
+    assert main([*common, "--resume", "--width", "8", "--sparsity", "0.8"]) == 2
+    assert "Leave out --sparsity, --width" in capsys.readouterr().err
     assert main([*common, "--resume"]) == 0
+    assert "step 640 of 640: return " in capsys.readouterr().out
     assert (tmp_path / "run" / "agent_vecnormalize.pkl").is_file()
     again = torch.load(tmp_path / "run" / "masks.pt")
     assert all(torch.equal(mask, again[name]) for name, mask in held.items())
     assert main(["train", "--out", str(tmp_path / "b"), *given[:4], "--method", "gradul"]) == 2
     assert "Did you mean 'gradual'" in capsys.readouterr().err
+
+
+def test_what_training_warns_of_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("Box2D")
+    run = tmp_path / "run"
+    (run / "tensorboard").mkdir(parents=True)  # all that a run leaves which ended before its first checkpoint
+    given = ["train", "--algo", "ppo", "--env", "LunarLander-v3", "--steps", "2048", "--method", "static"]
+    assert main([*given, "--out", str(run)]) == 0
+    assert "prunerl: warning: LunarLander cannot be saved in the middle" in capsys.readouterr().err
+    assert main([*given[:-2], "--method", "shrink-adaptive", "--width", "8", "--out", str(tmp_path / "b")]) == 0
+    assert "No unit was removed" in capsys.readouterr().out
+    assert main([*given, "--out", str(tmp_path / "settings" / "x"), "--steps", "-5"]) == 2
+    assert "--steps -5" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([*given, "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    assert main([*given[:3], "--out", str(tmp_path / "c")]) == 2
+    assert "--env is missing" in capsys.readouterr().err
 
 
 OFF = """
