@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from prunerl.errors import LearnWarning, PruneError
 
@@ -85,9 +86,13 @@ def _fewer_warnings(debug: bool) -> Iterator[None]:
             for category in (UserWarning, DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
             warnings.simplefilter("always", LearnWarning)
-            warnings.showwarning = _show_warning
+            others = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+                if issubclass(category, LearnWarning):
+                    print(f"prunerl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+                else:
+                    others(message, category, *where, **more)
+
+            warnings.showwarning = show
         yield
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"prunerl: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -80,7 +80,7 @@ def run(args: Arguments) -> None:
     import torch
 
     from prunerl.train import AdaptiveShrink, Shrink, resume
-    from prunerl.train.checkpoint import Resumed, newest
+    from prunerl.train.checkpoint import Resumed
     from prunerl.train.course import sparsity
 
     out = Path(args.out)
@@ -88,10 +88,7 @@ def run(args: Arguments) -> None:
         _check_resumed(args)
         resumed = resume(out / "checkpoints")
     else:
-        # A run that ended before its first checkpoint leaves TensorBoard's files alone.
-        if out.exists() and any(path.name != "tensorboard" for path in out.iterdir()):
-            mend = "Go on with --resume, or choose" if newest(out / "checkpoints") else "Choose"
-            raise RunError(f"{out} is not empty. {mend} another folder.")
+        _check_free(out)
         resumed = Resumed(*_begun(args, out))
     if resumed.model.num_timesteps:
         resumed.learn(_lines(resumed.total))
@@ -198,6 +195,18 @@ def _narrow(present: Sequence[int], sparsity: float | None) -> tuple[int, ...]:
     return tuple(math.ceil(units * math.sqrt(1.0 - (sparsity or 0.0)) - 1e-9) for units in present)
 
 
+def _check_free(out: Path) -> None:
+    """Check that a run may begin in a folder: one that ended before its first checkpoint leaves nothing to keep."""
+    from prunerl.train.checkpoint import newest
+
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file. Choose a folder.")
+    if newest(out / "checkpoints") is not None:
+        raise RunError(f"{out} holds a run. Go on with --resume, or choose another folder: it is not empty.")
+    if out.is_dir() and any(path.name not in ("tensorboard", "checkpoints") for path in out.iterdir()):
+        raise RunError(f"{out} is not empty. Choose another folder.")
+
+
 def _check_resumed(args: Arguments) -> None:
     own = ("out", "resume", "debug")
     given = [f for f in fields(args) if f.name not in own and getattr(args, f.name) != f.default]
@@ -246,8 +255,6 @@ def _begun(args: Arguments, out: Path) -> tuple[Any, Any, int]:
     if args.algo is None or args.env is None:
         missing = "--algo" if args.algo is None else "--env"
         raise LoadError(f"{missing} is missing. Give --algo and --env, or --resume for a run that is there.")
-    if args.steps is not None and args.steps < 1:
-        raise BudgetError(f"Training got --steps {args.steps}. Set it to 1 or more.")
     method(args)  # what cannot be is refused before anything is made
     log = str(out / "tensorboard") if args.tensorboard else None
     file = Path(args.hyperparameters) if args.hyperparameters is not None else None
@@ -255,6 +262,8 @@ def _begun(args: Arguments, out: Path) -> tuple[Any, Any, int]:
     total = args.steps if args.steps is not None else steps
     if total is None:
         raise LoadError("Nobody says how long to train. Give --steps, or n_timesteps in the hyperparameters.")
+    if total < 1:
+        raise BudgetError(f"Training is to take {total} steps. Set --steps, or n_timesteps, to 1 or more.")
     callback = method(args, model)
     try:
         out.mkdir(parents=True, exist_ok=True)

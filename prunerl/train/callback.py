@@ -144,7 +144,7 @@ def _check_updates(model: Any, name: str, span: Span) -> None:
     """Refuse a method that goes by what is learnt where nothing is before its schedule ends."""
     if getattr(model, "gradient_steps", 1) == 0:
         raise LearnError(
-            f"{name} needs gradients, and the model makes no updates (gradient_steps=0). "
+            f"{name} goes by what is learnt, and the model makes no updates (gradient_steps=0). "
             "Set gradient_steps to 1 or more."
         )
     starts = getattr(model, "learning_starts", 0)

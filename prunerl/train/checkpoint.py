@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import json
 import pickle
 import random
@@ -28,6 +29,7 @@ import torch
 from gymnasium.utils import EzPickle
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from prunerl.errors import BudgetError, LearnWarning, RunError
@@ -49,7 +51,7 @@ class Checkpoint(BaseCallback):
 
     Args:
         folder: Where they are; it holds nothing else.
-        callback: What prunes; it must be picklable without its model, as those of this package are.
+        callback: What prunes, or several in a ``CallbackList``; saved without the model and its local variables.
         every: Steps of the environment from one checkpoint to the next.
 
     Raises:
@@ -223,6 +225,7 @@ def _live(model: Any) -> dict[str, Any]:
         "last_obs": model._last_obs,
         "original_obs": model._last_original_obs,
         "starts": model._last_episode_starts,
+        "lstm": getattr(model, "_last_lstm_states", None),
         "noise": _noise(model),
         "progress": model._current_progress_remaining,
     }
@@ -234,6 +237,8 @@ def _restore(model: Any, live: dict[str, Any]) -> None:
     if any(True for _ in _stateless(model.env)):
         _begin_episodes(model)
     model.action_space = live["action_space"]
+    if live["lstm"] is not None:
+        model._last_lstm_states = live["lstm"]
     for place, drawn in live["noise"].items():
         vars(_part(model, place).action_dist).update(drawn)
     random.setstate(live["python"])
@@ -265,13 +270,15 @@ def _part(model: Any, place: str) -> Any:
 def _stateless(env: Any) -> Iterator[gym.Env[Any, Any]]:
     """Yield the environments, and wrappers of them, whose pickles do not hold the state of an episode."""
     for one in vars(_innermost(env)).get("envs", ()):
-        layer = one
-        while isinstance(layer, gym.Wrapper):
-            if _forgets(layer):
-                yield layer
-            layer = layer.env
-        if _forgets(layer) and not _simulates(layer):
-            yield layer
+        yield from (layer for layer in _layers(one) if _forgets(layer) and not _simulates(layer))
+
+
+def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
+    """Yield an environment's wrappers and itself."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+    yield env
 
 
 def _innermost(env: Any) -> Any:
@@ -285,6 +292,9 @@ def _begin_episodes(model: Any) -> None:
     inner = _innermost(model.env)
     inner._reset_seeds()  # load() has set the seed again, which would repeat the first episodes
     inner._reset_options()
+    for layer in itertools.chain.from_iterable(map(_layers, vars(inner).get("envs", ()))):
+        if isinstance(layer, Monitor):
+            layer.needs_reset = True  # though it may not allow early resets
     model._last_obs = model.env.reset()
     normalized = model.get_vec_normalize_env()
     if normalized is not None and model._last_original_obs is not None:
@@ -296,13 +306,18 @@ def _begin_episodes(model: Any) -> None:
     if isinstance(buffer, HerReplayBuffer):
         buffer.truncate_last_trajectory()
     elif buffer is not None and buffer.size():
-        # No target may reach from an episode that was cut off into the next one.
-        ends = buffer.dones if buffer.optimize_memory_usage else buffer.timeouts
-        ends[(buffer.pos - 1) % buffer.buffer_size] = True
+        # No target may reach from an episode that was cut off into the next one; one that was over stays as it is.
+        last = (buffer.pos - 1) % buffer.buffer_size
+        if buffer.optimize_memory_usage:
+            buffer.dones[last] = True
+        else:
+            buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], np.logical_not(buffer.dones[last]))
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles ``VecNormalize`` together with what it wraps, and environments that leave their state out with it."""
+    """Pickles ``VecNormalize`` together with what it wraps, environments that leave their state out with it, and
+    callbacks without their model.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
         if _forgets(obj) and not isinstance(obj, gym.Wrapper):
@@ -312,6 +327,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             else:
                 kept = {name: value for name, value in known if name in ("_np_random", "_np_random_seed")}
             return _blank, (type(obj),), (obj.__getstate__(), kept), None, None, _remake
+        if isinstance(obj, BaseCallback) and type(obj).__getstate__ is object.__getstate__:
+            kept = {name: value for name, value in vars(obj).items() if name not in ("model", "locals", "globals")}
+            return _blank, (type(obj),), {**kept, "locals": {}, "globals": {}}
         if isinstance(obj, VecNormalize):
             return _normalized, (type(obj), obj.__getstate__(), obj.venv, obj.returns)
         return super().reducer_override(obj)

@@ -56,7 +56,10 @@ class Span:
 
 
 class Course:
-    """One method on one network, from :meth:`begin` or :meth:`resume` on, which end any other of the same matrices."""
+    """One method on one network, from :meth:`begin` or :meth:`resume` on.
+
+    These end any other course of the same matrices in the same optimizers.
+    """
 
     def __init__(
         self,
@@ -259,6 +262,8 @@ class Course:
             raise LearnError("This callback has pruned another model. Make a new one for this model.")
 
     def _hold(self) -> None:
+        if self.held is not None:
+            self.end()
         self.meter.attach()
         try:
             self.held = masks.attach(self.network, self.masks, optimizers=self.optimizers)

@@ -61,12 +61,8 @@ def hook(
             f"A hook takes what masks weights, such as Gradual(sparsity=0.95), and got {method!r}. Shrink and "
             "AdaptiveShrink work within Stable-Baselines3 alone."
         )
-    targets = [targets] if isinstance(targets, nn.Module) else list(targets)
-    names = {name for name, _ in network.named_parameters()}
-    for target in targets:
-        lacking = sorted(names - {name for name, _ in target.named_parameters()})
-        if lacking:
-            raise LearnError(f"A target network has no parameter {lacking[0]!r}. Give copies of the network.")
+    several = not isinstance(targets, nn.Module) or isinstance(targets, nn.ModuleList)
+    followers: list[nn.Module] = list(targets) if several else [targets]  # type: ignore[arg-type, list-item]
     if isinstance(chosen, RLx2):
         raise LearnError("RLx2 works on Stable-Baselines3's replay buffer. Use RigL, its topology evolution, here.")
     if updates < 1:
@@ -75,7 +71,15 @@ def hook(
     if span.last <= span.first:
         raise BudgetError(f"The schedule ends before it starts: both are at update {span.first}. Set more updates.")
     layout = networks.of_network(network, last=frozenset(last) if last is not None else None)
-    course = Course(chosen, network, layout, span, optimizers=[optimizer], targets=targets)
+    course = Course(chosen, network, layout, span, optimizers=[optimizer], targets=followers)
+    for target in course.targets:
+        for name, mask in course.masks.items():
+            if name not in target or target[name].shape != mask.shape:
+                found = tuple(target[name].shape) if name in target else "no such parameter"
+                raise LearnError(
+                    f"A target network has to have {name!r} of shape {tuple(mask.shape)}, and has {found}. "
+                    "Give copies of the network."
+                )
     course.begin()  # ends what an earlier hook holds of the same matrices
     done = 0
 

@@ -123,7 +123,7 @@ class Shrink(BaseCallback):
         if self.done < len(self.points):
             check_depth(self._live(), self.depth)
         for i in range(self.done, len(self.points)):
-            check_widths(self._live(), self._wanted(i), self.depth, anew=self.done == 0)
+            check_widths(self._live(), self._wanted(i), self.depth, anew=self.done == 0 and i == len(self.points) - 1)
         if self.done < len(self.points):
             check_time(self._live(), self.points[-1])
 
@@ -161,7 +161,11 @@ class Shrink(BaseCallback):
                 stacklevel=2,
             )
         if any(map(callable, self.points[self.done :])):
-            warnings.warn(f"Nothing was removed: {self.points[0]} never held.", LearnWarning, stacklevel=2)
+            warnings.warn(
+                f"Nothing was removed: no rollout began at which {self.points[0]} held and states had been visited.",
+                LearnWarning,
+                stacklevel=2,
+            )
 
     def _live(self) -> Live:
         assert self.live is not None  # set before training starts

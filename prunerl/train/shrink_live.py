@@ -120,8 +120,8 @@ class Live:
         if any(masks.is_held(optimizer) for optimizer in masks.optimizers_of(self.model.policy)):
             raise LearnError(
                 "Weights of this model are masked, and masks do not change their shapes with the layers. Give learn() "
-                "either what masks weights or what shrinks; to shrink a masked model, save it and load it anew, which "
-                "lets the masks go."
+                "either what masks weights or what shrinks. To shrink a masked model, let its masks go first: by "
+                "callback.course.end(), or by saving it and loading it anew."
             )
 
     def shrink(self, targets: Widths) -> Resized:

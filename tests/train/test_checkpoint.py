@@ -16,10 +16,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.utils import EzPickle
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO, HerReplayBuffer
+from stable_baselines3.common.callbacks import CallbackList, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy import MODELS, Follow
 
@@ -107,6 +111,20 @@ def test_a_run_that_stops_at_a_checkpoint_goes_on_as_if_it_had_not(name: str, tm
     assert resumed.model.num_timesteps == 160
     resumed.learn()
     assert_equal(everything(plain, pruning.masks), everything(resumed.model, resumed.callback.callback.masks))
+
+
+def test_callbacks_beside_the_pruning_are_saved_without_the_model(tmp_path: Path) -> None:
+    pruning = train.Gradual(sparsity=0.8, every=20)
+    model = MODELS["dqn"]()
+    model.learn(
+        320, callback=train.Checkpoint(tmp_path, CallbackList([pruning, StopTrainingOnMaxEpisodes(1000)]), every=160)
+    )
+    resumed = train.resume(tmp_path)
+    assert (newest(tmp_path) or tmp_path).joinpath("state.pkl").stat().st_size < 50_000
+    resumed.learn()
+    assert_equal(
+        everything(model, pruning.masks), everything(resumed.model, resumed.callback.callback.callbacks[0].masks)
+    )
 
 
 def test_statistics_and_state_dependent_exploration_are_kept(tmp_path: Path) -> None:
@@ -252,6 +270,49 @@ def test_a_wrapper_that_forgets_is_told_of(tmp_path: Path) -> None:
     with pytest.warns(LearnWarning, match="Counting cannot be saved in the middle of an episode"):
         model.learn(96, callback=train.Checkpoint(tmp_path, every=64))
     assert train.resume(tmp_path).learn().num_timesteps == 96
+
+
+class Short(CartPoleEnv, EzPickle):
+    """Ends after every fifth step, and forgets its state in a pickle."""
+
+    def __init__(self) -> None:
+        EzPickle.__init__(self)
+        super().__init__()
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.steps = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, self.steps == 5, False, info
+
+
+def test_an_episode_that_was_over_stays_over(tmp_path: Path) -> None:
+    options = {"learning_starts": 10, "batch_size": 8, "buffer_size": 500, "policy_kwargs": {"net_arch": [8]}}
+    for every, over in ((100, True), (104, False)):
+        model = DQN("MlpPolicy", Monitor(Short(), allow_early_resets=False), **options)
+        folder = tmp_path / str(every)
+        with pytest.warns(LearnWarning, match="Short cannot be saved"):
+            model.learn(110, callback=train.Checkpoint(folder, every=every))
+        resumed = train.resume(folder)
+        last = resumed.model.replay_buffer.pos - 1
+        was = float(resumed.model.replay_buffer.dones[last, 0])
+        resumed.learn()
+        buffer = resumed.model.replay_buffer
+        assert was == float(over)
+        assert float(buffer.timeouts[last, 0]) == 1.0 - was
+        assert float(buffer.dones[last, 0]) == was
+
+
+def test_a_recurrent_run_goes_on(tmp_path: Path) -> None:
+    model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=64, batch_size=32, n_epochs=1, seed=0)
+    model.learn(256, callback=train.Checkpoint(tmp_path, train.Static(sparsity=0.5), every=128))
+    resumed = train.resume(tmp_path)
+    resumed.learn()
+    assert_equal(everything(model, {}), everything(resumed.model, {}))
 
 
 def test_hindsight_goes_on(tmp_path: Path) -> None:

@@ -135,8 +135,11 @@ def test_what_cannot_be_is_refused() -> None:
         train.hook(optimizer, online, train.RLx2(), updates=100)
     with pytest.raises(LearnError, match="A hook takes what masks weights"):
         train.hook(optimizer, online, train.Shrink(), updates=100)  # type: ignore[arg-type]
-    with pytest.raises(LearnError, match=r"has no parameter '0\.bias'"):
-        train.hook(optimizer, online, train.SET(), updates=100, targets=Plain())
+    for target, found in ((Plain(), "no such parameter"), (nn.Sequential(nn.Linear(4, 9)), r"\(9, 4\)")):
+        with pytest.raises(LearnError, match=rf"has to have '0\.weight' of shape \(32, 4\), and has {found}"):
+            train.hook(optimizer, online, train.SET(sparsity=0.5), updates=100, targets=[target])
+    assert not masks.is_held(optimizer)
+    train.hook(optimizer, online, train.SET(sparsity=0.5), updates=100, targets=nn.ModuleList([network()])).end()
     with pytest.raises(BudgetError, match="updates=0"):
         train.hook(optimizer, online, train.SET(), updates=0)
     with pytest.raises(BudgetError, match="ends before it starts: both are at update 1"):

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from prunerl import masks
 from prunerl.errors import BudgetError, LearnError, LearnWarning
-from prunerl.train import AdaptiveShrink, Checkpoint, Static, resume
+from prunerl.train import AdaptiveShrink, Checkpoint, Reached, Static, resume
 from prunerl.train.shrink import Shrink, time_ratio
 
 
@@ -69,11 +69,23 @@ def test_a_point_that_was_not_reached_in_time_is_told_of() -> None:
         model.learn(190, callback=Shrink(at=0.5, width=8))
 
 
+def test_a_first_point_that_changes_nothing_is_passed_over() -> None:
+    model = made("ppo", [8, 8])
+    callback = Shrink(at=(0.25, 0.5), width=(8, 4))
+    model.learn(256, callback=callback)
+    assert [change.step for change in callback.changes] == [128]
+
+
+def test_a_condition_that_never_held_is_told_of() -> None:
+    with pytest.warns(LearnWarning, match=r"Nothing was removed: .*Reached\(returned=1000"):
+        made("ppo").learn(64, callback=Shrink(at=Reached(1000.0), width=8))
+
+
 def test_a_masked_model_is_left_as_it_is() -> None:
     model = made("dqn")
     model.learn(STEPS, callback=Static(sparsity=0.5))
     before = arch(model)
-    with pytest.raises(LearnError, match="save it and load it anew"):
+    with pytest.raises(LearnError, match=r"by callback\.course\.end\(\), or by saving it"):
         model.learn(STEPS, callback=Shrink(at=0.6, width=8))
     for shrinking, order in itertools.product((AdaptiveShrink(), Shrink(width=8)), (1, -1)):
         model, shrinking.live = made("dqn"), None

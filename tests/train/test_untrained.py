@@ -110,17 +110,20 @@ def test_the_command_trains_and_goes_on(file: Path, tmp_path: Path, capsys: pyte
 def test_what_training_warns_of_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("Box2D")
     run = tmp_path / "run"
-    (run / "tensorboard").mkdir(parents=True)  # all that a run leaves which ended before its first checkpoint
+    for left in ("tensorboard", "checkpoints/.1.tmp"):  # by a run that ended before its first checkpoint
+        (run / left).mkdir(parents=True)
     given = ["train", "--algo", "ppo", "--env", "LunarLander-v3", "--steps", "2048", "--method", "static"]
     assert main([*given, "--out", str(run)]) == 0
     assert "prunerl: warning: LunarLander cannot be saved in the middle" in capsys.readouterr().err
     assert main([*given[:-2], "--method", "shrink-adaptive", "--width", "8", "--out", str(tmp_path / "b")]) == 0
     assert "No unit was removed" in capsys.readouterr().out
     assert main([*given, "--out", str(tmp_path / "settings" / "x"), "--steps", "-5"]) == 2
-    assert "--steps -5" in capsys.readouterr().err
+    assert "to take -5 steps" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main([*given, "--out", str(tmp_path / "file" / "x")]) == 2
     assert "cannot be made" in capsys.readouterr().err
+    assert main([*given, "--out", str(tmp_path / "file")]) == 2
+    assert "is a file. Choose a folder" in capsys.readouterr().err
     assert main([*given[:3], "--out", str(tmp_path / "c")]) == 2
     assert "--env is missing" in capsys.readouterr().err
 
