@@ -7,9 +7,9 @@ Arms, with equal environment steps:
 
 - ``dense``;
 - ``shrink``: as wide as that in the beginning, and cut once by ``prunerl.train.Shrink``;
-- ``adaptive``: the same by ``AdaptiveShrink``, down to that width at most; on one task and seed;
+- ``adaptive``: the same by ``AdaptiveShrink``, down to that width at most; on one task;
 - ``narrow``: the final width from the start, with the best of four learning rates, chosen on a seed of its own;
-- ``linear``: a policy without hidden layers, critics as narrow; on one seed;
+- ``linear``: a policy without hidden layers, critics as narrow;
 - ``early``: ``dense``, stopped early and pruned to the final width by least squares.
 
 Each measurement is a process of its own on one core with torch on one thread, and the arms of a seed follow each other.
@@ -59,7 +59,7 @@ def main() -> None:
         f"# What is saved by networks that shrink while they learn\n\n`{command}`, on one core of {platform.machine()}."
     )
     for name in given.tasks:
-        arms = {seed: given.arms or default_arms(name, seed) for seed in given.seeds or TASKS[name].seeds}
+        arms = {seed: given.arms or default_arms(name) for seed in given.seeds or TASKS[name].seeds}
         rate, tuned = tuning(name, given) if any("narrow" in own for own in arms.values()) else (None, "")
         wanted = [asked(name, arm, seed, given, rate) for seed, own in arms.items() for arm in own]
         [chance] = measured([asked(name, "random", 0, given)], given.out)
@@ -67,11 +67,9 @@ def main() -> None:
         print(tuned, flush=True)
 
 
-def default_arms(name: str, seed: int) -> list[str]:
-    """Return all arms; the linear one for one seed, the adaptive one for that where the task has it."""
-    task = TASKS[name]
-    once = ["linear", *(["adaptive"] if task.adaptive else [])] if seed == task.seeds[0] else []
-    return [arm for arm in ARMS if arm in ("dense", "shrink", "narrow", *once)]
+def default_arms(name: str) -> list[str]:
+    """Return all arms; the adaptive one where the task has it."""
+    return [arm for arm in ARMS if arm != "adaptive" or TASKS[name].adaptive]
 
 
 def asked(name: str, arm: str, seed: int, given: argparse.Namespace, rate: float | None = None) -> Result:
