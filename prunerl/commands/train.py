@@ -176,10 +176,8 @@ def _shrink(settings: dict[str, Any], model: Any, seed: int) -> Shrink:
     if model is None or shares == [None, None]:
         return Shrink(**given, seed=seed)
     present: dict[str, tuple[int, ...]] = {network.role: widths(model.policy, network) for network in networks(model)}
-    for role, share in zip(
-        ("actor", "critic"), (settings.get(f"{r}_sparsity") for r in ("actor", "critic")), strict=True
-    ):
-        if share is not None and role not in present:
+    for role in ("actor", "critic"):
+        if f"{role}_sparsity" in settings and role not in present:
             raise BudgetError(f"There is no {role} network, so --{role}-sparsity is not used. Set --sparsity.")
     left = {role: layers[: settings.get("depth")] for role, layers in present.items()}
     actor, critic = (_narrow(left.get(role, ()), s) for role, s in zip(("actor", "critic"), shares, strict=True))

@@ -12,7 +12,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from prunerl.errors import BudgetError, LearnError, LearnWarning
 from prunerl.train import buffer, networks
-from prunerl.train.course import LET_GO, Course, Span
+from prunerl.train.course import LET_GO, Course, Span, last_rollout
 from prunerl.train.method import Method
 from prunerl.train.methods.rlx2 import RLx2
 from prunerl.types import Masks
@@ -80,7 +80,7 @@ class Sparse(BaseCallback):
             )
         layout = networks.of_model(self.model)
         if isinstance(self.model, OnPolicyAlgorithm) and method.ramps:
-            _check_rollouts(self.model, span, total)
+            _check_rollouts(self.model, span)
         if isinstance(method, RLx2):
             buffer.check(self.model)
         course = Course(method, self.model.policy, layout, span)
@@ -155,10 +155,8 @@ def _check_updates(model: Any, name: str, span: Span) -> None:
         )
 
 
-def _check_rollouts(model: OnPolicyAlgorithm, span: Span, total: int) -> None:
-    length = model.n_steps * model.n_envs
-    begun = model.num_timesteps
-    last = begun + (total - begun - 1) // length * length
+def _check_rollouts(model: OnPolicyAlgorithm, span: Span) -> None:
+    last, length = last_rollout(model), model.n_steps * model.n_envs
     if span.last > last:
         raise BudgetError(
             f"The schedule ends at step {span.last}, but the last rollout of {length} steps begins at step {last}, so "

@@ -7,33 +7,27 @@ resume("runs/acrobot").learn()      # in a new process, after the first was kill
 from __future__ import annotations
 
 import importlib
-import io
 import itertools
 import json
 import pickle
 import random
 import re
 import shutil
-import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.utils import EzPickle
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from prunerl.errors import BudgetError, LearnWarning, RunError
 from prunerl.files import new_folder, write_atomically
+from prunerl.train.pickles import innermost, layers, pickled, stateless
 
 MODEL, BUFFER, STATE, ABOUT = "model.zip", "replay_buffer.pkl", "state.pkl", "about.json"
 _NAME = re.compile(r"step_(\d+)")
@@ -80,8 +74,8 @@ class Checkpoint(BaseCallback):
                 "another folder."
             )
         if self.live is None:
-            _bytes(self.model.env)
-            lost = sorted({type(env).__name__ for env in _stateless(self.model.env)})
+            pickled(self.model.env)
+            lost = sorted({type(env).__name__ for env in stateless(self.model.env)})
             if lost:
                 warnings.warn(
                     f"{', '.join(lost)} cannot be saved in the middle of an episode. A resumed run will begin new "
@@ -125,7 +119,7 @@ class Checkpoint(BaseCallback):
         model, target = self.model, self.folder / f"step_{self.model.num_timesteps:012d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         about = {"module": type(model).__module__, "class": type(model).__qualname__, "total": model._total_timesteps}
-        state = {"callback": _bytes(self.callback), "live": _bytes(_live(model)), "every": self.every}
+        state = {"callback": pickled(self.callback), "live": pickled(_live(model)), "every": self.every}
         state |= {"next": self.next, "n_calls": self.n_calls}
         if target.exists():
             shutil.rmtree(target)
@@ -133,8 +127,8 @@ class Checkpoint(BaseCallback):
             model.save(folder / MODEL)
             buffer = getattr(model, "replay_buffer", None)
             if buffer is not None:
-                write_atomically(folder / BUFFER, _bytes(buffer))
-            write_atomically(folder / STATE, _bytes(state))
+                write_atomically(folder / BUFFER, pickled(buffer))
+            write_atomically(folder / STATE, pickled(state))
             write_atomically(folder / ABOUT, json.dumps(about))
         for old in self.folder.iterdir():
             if (_NAME.fullmatch(old.name) and old.name < target.name) or old.name.endswith(".tmp"):
@@ -234,7 +228,7 @@ def _live(model: Any) -> dict[str, Any]:
 def _restore(model: Any, live: dict[str, Any]) -> None:
     model._last_obs, model._last_original_obs = live["last_obs"], live["original_obs"]
     model._last_episode_starts, model._current_progress_remaining = live["starts"], live["progress"]
-    if any(True for _ in _stateless(model.env)):
+    if any(True for _ in stateless(model.env)):
         _begin_episodes(model)
     model.action_space = live["action_space"]
     if live["lstm"] is not None:
@@ -267,32 +261,12 @@ def _part(model: Any, place: str) -> Any:
     return model.policy if place == "policy" else getattr(model.policy, "actor", None)
 
 
-def _stateless(env: Any) -> Iterator[gym.Env[Any, Any]]:
-    """Yield the environments, and wrappers of them, whose pickles do not hold the state of an episode."""
-    for one in vars(_innermost(env)).get("envs", ()):
-        yield from (layer for layer in _layers(one) if _forgets(layer) and not _simulates(layer))
-
-
-def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
-    """Yield an environment's wrappers and itself."""
-    while isinstance(env, gym.Wrapper):
-        yield env
-        env = env.env
-    yield env
-
-
-def _innermost(env: Any) -> Any:
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    return env
-
-
 def _begin_episodes(model: Any) -> None:
     """Begin all episodes anew: those that were under way are gone."""
-    inner = _innermost(model.env)
+    inner = innermost(model.env)
     inner._reset_seeds()  # load() has set the seed again, which would repeat the first episodes
     inner._reset_options()
-    for layer in itertools.chain.from_iterable(map(_layers, vars(inner).get("envs", ()))):
+    for layer in itertools.chain.from_iterable(map(layers, vars(inner).get("envs", ()))):
         if isinstance(layer, Monitor):
             layer.needs_reset = True  # though it may not allow early resets
     model._last_obs = model.env.reset()
@@ -312,69 +286,3 @@ def _begin_episodes(model: Any) -> None:
             buffer.dones[last] = True
         else:
             buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], np.logical_not(buffer.dones[last]))
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles ``VecNormalize`` together with what it wraps, environments that leave their state out with it, and
-    callbacks without their model.
-    """
-
-    def reducer_override(self, obj: Any) -> Any:
-        if _forgets(obj) and not isinstance(obj, gym.Wrapper):
-            known = vars(obj).items()
-            if _simulates(obj):
-                kept = {name: value for name, value in known if name != "mujoco_renderer"}
-            else:
-                kept = {name: value for name, value in known if name in ("_np_random", "_np_random_seed")}
-            return _blank, (type(obj),), (obj.__getstate__(), kept), None, None, _remake
-        if isinstance(obj, BaseCallback) and type(obj).__getstate__ is object.__getstate__:
-            kept = {name: value for name, value in vars(obj).items() if name not in ("model", "locals", "globals")}
-            return _blank, (type(obj),), {**kept, "locals": {}, "globals": {}}
-        if isinstance(obj, VecNormalize):
-            return _normalized, (type(obj), obj.__getstate__(), obj.venv, obj.returns)
-        return super().reducer_override(obj)
-
-
-def _forgets(env: Any) -> bool:
-    """Say whether an environment's own pickle is how it was made, and not its state."""
-    return isinstance(env, gym.Env) and getattr(type(env), "__getstate__", None) is EzPickle.__getstate__
-
-
-def _simulates(env: Any) -> bool:
-    """Say whether an environment holds a simulation of MuJoCo."""
-    mujoco = sys.modules.get("mujoco")
-    return mujoco is not None and isinstance(vars(env).get("data"), mujoco.MjData)
-
-
-def _blank(kind: Any) -> Any:
-    return kind.__new__(kind)
-
-
-def _remake(env: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Make an environment as it was made, and put what was kept into it."""
-    arguments, kept = state
-    env.__setstate__(arguments)
-    vars(env).update(kept)
-    renderer = vars(env).get("mujoco_renderer")
-    if renderer is not None:
-        renderer.model, renderer.data = env.model, env.data
-
-
-def _normalized(kind: type[VecNormalize], state: dict[str, Any], venv: VecEnv, returns: Any) -> VecNormalize:
-    made = kind.__new__(kind)
-    made.__setstate__(state)
-    made.set_venv(venv)
-    made.returns = returns
-    return made
-
-
-def _bytes(value: Any) -> bytes:
-    stream = io.BytesIO()
-    try:
-        _Pickler(stream).dump(value)
-    except Exception as error:  # an environment can raise anything
-        raise RunError(
-            f"A checkpoint cannot hold {type(value).__name__} ({type(error).__name__}: {error}). Environments must be "
-            "picklable: use DummyVecEnv, and leave out of them what cannot be, such as windows and open files."
-        ) from error
-    return stream.getvalue()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -315,6 +316,12 @@ class Course:
         if before is not self.masks:
             figures["changes"] = float(sum(int((m != before[n]).sum()) for n, m in self.masks.items()))
         return figures
+
+
+def last_rollout(model: OnPolicyAlgorithm) -> int:
+    """Return the step at which the last rollout of this call of ``learn()`` begins."""
+    length, begun = model.n_steps * model.n_envs, model.num_timesteps
+    return begun + (model._total_timesteps - begun - 1) // length * length
 
 
 def courses(optimizer: Optimizer) -> tuple[Course, ...]:

@@ -113,7 +113,6 @@ class Shrink(BaseCallback):
 
     def _on_training_start(self) -> None:
         anew = self.num_timesteps == 0
-        self._live().check_free()
         if anew:
             self.done = 0
         elif self.done == 0:

@@ -112,7 +112,6 @@ class AdaptiveShrink(BaseCallback):
             self.changed_at = self.model.num_timesteps
             steps = self.model._total_timesteps - self.changed_at
             self.first, self.pause = self.changed_at + self.start * steps, self.every * steps
-        self._live().check_free()
         if not self.changes and all(u <= self.least for layers in self._live().widths().values() for u in layers):
             raise BudgetError(f"No hidden layer has more than {self.least} units: nothing to shrink. Lower least.")
 

@@ -10,6 +10,7 @@ from typing import Any
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from prunerl.errors import BudgetError
+from prunerl.train.course import last_rollout
 from prunerl.train.shrink_live import Live, Widths
 
 Layers = int | Sequence[int]
@@ -109,8 +110,7 @@ def check_time(live: Live, last: Point) -> None:
         )
     if callable(last) or not isinstance(model, OnPolicyAlgorithm):
         return
-    length = model.n_steps * model.n_envs
-    latest = begun + (total - begun - 1) // length * length
+    latest, length = last_rollout(model), model.n_steps * model.n_envs
     if last * total > latest or (latest == begun and not live.ready()):
         raise BudgetError(
             f"Units are to go at step {last * total:.0f}, but the last rollout of {length} steps begins at step "

@@ -6,23 +6,20 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from sb3_contrib import ARS, RecurrentPPO
-from stable_baselines3 import DQN, PPO, SAC, TD3
+from sb3_contrib import ARS
+from stable_baselines3 import DQN, PPO, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
-from toy import ARCH, MODELS, OFF, OFF_POLICY, Follow, score
+from toy import ARCH, MODELS, OFF, OFF_POLICY, Follow, Pictures, score
 
 from prunerl import masks, train
 from prunerl.errors import BudgetError, LearnError, LearnWarning
-from prunerl.train import course, networks
+from prunerl.train import course
 from prunerl.train.buffer import DynamicReplayBuffer
 from prunerl.train.course import sparsity
 
@@ -209,92 +206,7 @@ def test_dormant_units_are_logged_while_masks_change_at_every_rollout(
     assert len(found["sparsity"]) >= len(found["dormant"])
 
 
-class Pictures(gym.Env[np.ndarray, int]):
-    """Random pictures, in episodes of 20 steps."""
-
-    observation_space = gym.spaces.Box(0, 255, (1, 36, 36), np.uint8)
-    action_space: gym.spaces.Space[Any] = gym.spaces.Discrete(2)
-
-    def __init__(self, continuous: bool = False) -> None:
-        self.steps = 0
-        if continuous:
-            self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.steps = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        return self.observation_space.sample(), 1.0, False, self.steps == 20, {}
-
-
 Q_CNN = {"learning_starts": 20, "train_freq": 4, "batch_size": 4, "buffer_size": 200, "seed": 0}
-
-
-@pytest.mark.parametrize(
-    ("kind", "continuous", "options", "readers"),
-    [
-        (DQN, False, {}, {"q_net.features_extractor": ["q_net.q_net.0.weight"]}),
-        (PPO, False, {}, {"features_extractor": ["action_net.weight", "value_net.weight"]}),
-        (
-            PPO,
-            False,
-            {"net_arch": [8], "share_features_extractor": False},
-            {
-                "features_extractor": ["mlp_extractor.policy_net.0.weight"],
-                "vf_features_extractor": ["mlp_extractor.value_net.0.weight"],
-            },
-        ),
-        (
-            SAC,
-            True,
-            {"net_arch": [8], "share_features_extractor": True},
-            {"actor.features_extractor": ["actor.latent_pi.0.weight", "critic.qf0.0.weight", "critic.qf1.0.weight"]},
-        ),
-        (
-            SAC,
-            True,
-            {"net_arch": [8]},
-            {
-                "actor.features_extractor": ["actor.latent_pi.0.weight"],
-                "critic.features_extractor": ["critic.qf0.0.weight", "critic.qf1.0.weight"],
-            },
-        ),
-        (TD3, True, {"net_arch": []}, {"actor.features_extractor": ["actor.mu.0.weight"]}),
-    ],
-)
-def test_units_of_convolutional_features_are_found(
-    kind: Any, continuous: bool, options: dict[str, Any], readers: dict[str, list[str]]
-) -> None:
-    buffer = {} if kind is PPO else {"buffer_size": 10}
-    model = kind("CnnPolicy", Pictures(continuous), policy_kwargs=options, device="cpu", **buffer)
-    hidden = {layer.weight: list(layer.readers) for layer in networks.of_model(model).hidden}
-    for extractor, names in readers.items():
-        assert hidden[f"{extractor}.linear.0.weight"] == names
-
-
-class Headed(BaseFeaturesExtractor):
-    """Has a layer called ``linear`` that another one reads."""
-
-    def __init__(self, space: Any) -> None:
-        super().__init__(space, features_dim=16)
-        self.linear = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU())
-        self.head = torch.nn.Linear(64, 16)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        return self.head(self.linear(observations))
-
-
-def test_layers_behind_other_extractors_are_not_guessed() -> None:
-    policy = {**ARCH, "features_extractor_class": Headed}
-    model = DQN("MlpPolicy", Follow(), policy_kwargs=policy, **OFF)
-    model.learn(100, callback=made("Static", sparsity=0.5))
-    assert all("linear" not in layer.weight for layer in networks.of_model(model).hidden)
-    recurrent = RecurrentPPO("CnnLstmPolicy", Pictures(), n_steps=16, batch_size=8, policy_kwargs={"net_arch": [8]})
-    assert all("linear" not in layer.weight for layer in networks.of_model(recurrent).hidden)
-    recurrent.learn(32, callback=train.Static(sparsity=0.5))
 
 
 def test_a_matrix_that_two_optimizers_have_is_measured_once() -> None:

@@ -38,6 +38,27 @@ class Follow(gym.Env[np.ndarray, Any]):
         return self.state
 
 
+class Pictures(gym.Env[np.ndarray, int]):
+    """Random pictures, in episodes of 20 steps."""
+
+    observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    action_space: spaces.Space[Any] = spaces.Discrete(2)
+
+    def __init__(self, continuous: bool = False) -> None:
+        self.steps = 0
+        if continuous:
+            self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, False, self.steps == 20, {}
+
+
 ARCH = {"net_arch": [24, 24]}
 ON = {"n_steps": 64, "seed": 0, "gamma": 0.1, "learning_rate": 3e-3}
 OFF = {"learning_starts": 64, "buffer_size": 4000, "batch_size": 32, "train_freq": 1}
